@@ -1,0 +1,1 @@
+"""Decoded tiles, features and bags."""

@@ -1,0 +1,1 @@
+"""Slide identity, leakage-free splits and their audit: tables and pixels, never torch."""

@@ -1,0 +1,257 @@
+"""The configuration: one frozen model a stage, unknown keys forbidden, defaults in code.
+
+How it is read, overridden and written stands in :mod:`mil.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from mil.phantom import Phantom
+
+__all__ = [
+    "Aggregator",
+    "Augment",
+    "Choice",
+    "Compute",
+    "Config",
+    "Data",
+    "Encoder",
+    "Evaluate",
+    "Identity",
+    "Mil",
+    "Split",
+    "Stain",
+    "Train",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class Data(_Section):
+    """Where the tiles are and what their label is."""
+
+    root: Path | None = None
+    """Folder of images. Leave empty with ``phantom``."""
+    phantom: Phantom | None = None
+    """Generate the phantom cohort into the run folder and use it."""
+    label: str = "folder"
+    """``folder``, ``none`` (the manifest brings labels), or a regex with ``(?P<label>...)``."""
+    classes: tuple[str, ...] | None = None
+    """Keep only these labels, in this order; other tiles go to ``skipped.csv``."""
+    tile_px: PositiveInt | None = None
+    """Cut every image into squares of this size; coordinates are kept."""
+    mixed_sizes: Literal["skip", "resize"] = "skip"
+    """What happens to tiles that differ from the most frequent size."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.root is None) == (self.phantom is None):
+            message = "give either data.root (a folder of images) or data.phantom, one of the two"
+            raise ValueError(message)
+        return self
+
+
+class Identity(_Section):
+    """How tiles get their slide, patient and site."""
+
+    rule: str = "auto"
+    """``auto``, the name of a grammar, or a regex with ``(?P<slide>...)``."""
+    manifest: Path | None = None
+    """Table with a path and any of slide, patient, site, label, tile_label, x_px, y_px, mpp."""
+    content: bool = True
+    """Link tiles with identical pixels."""
+
+
+class Split(_Section):
+    """How groups are dealt to folds."""
+
+    method: Literal["kfold", "holdout"] = "kfold"
+    """``kfold``: every slide is tested once. ``holdout``: one fold by ``ratios``."""
+    folds: int = Field(5, ge=2)
+    """Folds of ``kfold``."""
+    val_share: float = Field(0.2, gt=0, lt=1)
+    """Share of a fold's non-test slides that validate."""
+    ratios: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    """Train, val and test shares of ``holdout``."""
+    unit: Literal["patient", "slide", "site"] = "patient"
+    """What is never cut."""
+    balance: tuple[Literal["label", "site", "tiles"], ...] = ("label", "tiles")
+    """What is balanced over folds and parts."""
+    seed: int = 0
+    """Seed of the search."""
+
+
+class Stain(_Section):
+    """How RGB becomes hematoxylin and eosin."""
+
+    method: Literal["macenko", "ruifrok", "none"] = "macenko"
+    """``macenko``: vectors a slide. ``ruifrok``: fixed vectors. ``none``: RGB stays as it is."""
+
+
+class Encoder(_Section):
+    """The tile encoder and what it sees."""
+
+    name: str = "resnet18"
+    """``resnet18``, ``vit_tiny``, ``vit_small``, ``vit_base`` or any timm model name."""
+    args: Mapping[str, Any] = Field(default_factory=dict)
+    """Further arguments of the timm model."""
+    channels: Literal["he", "h", "e", "rgb"] = "he"
+    """What the first layer sees."""
+    resize_px: PositiveInt = 128
+    """Tiles are decoded to this size once."""
+    image_px: PositiveInt = 128
+    """Size that the encoder sees: a random crop in training, the centre otherwise."""
+    pretrained: bool = False
+    """Load timm's published weights (needs the hub, or its local cache)."""
+    checkpoint: Path | None = None
+    """Load timm weights of this model from a local file (safetensors, or a plain state dict)."""
+    frozen: bool = False
+    """Keep the weights; only a linear tile classifier is fitted on the embeddings."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Encoder:
+        if self.image_px > self.resize_px:
+            message = f"encoder.image_px={self.image_px} exceeds resize_px={self.resize_px}"
+            raise ValueError(message)
+        if self.frozen and not (self.pretrained or self.checkpoint):
+            message = "encoder.frozen needs weights: set encoder.pretrained or encoder.checkpoint"
+            raise ValueError(message)
+        if self.pretrained and self.checkpoint:
+            message = "encoder.pretrained and encoder.checkpoint exclude each other"
+            raise ValueError(message)
+        return self
+
+
+class Choice(_Section):
+    """A component by name, with its arguments."""
+
+    name: str
+    """Name in the registry."""
+    args: Mapping[str, Any] = Field(default_factory=dict)
+    """Its arguments."""
+
+
+class Augment(_Section):
+    """Random views of a training tile, drawn on whole batches."""
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Share of the area that a random resized crop keeps; (1, 1) is off."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """Aspect ratio of the crop."""
+    horizontal_flip: bool = True
+    """Mirror half of the tiles."""
+    quarter_turns: bool = True
+    """Turn by a random multiple of 90 degrees (tissue has no up)."""
+    stain_jitter: float = Field(0.1, ge=0, le=1)
+    """Largest relative change of each channel's concentration (of optical density for RGB)."""
+
+
+class Train(_Section):
+    """Training of the tile encoder."""
+
+    epochs: PositiveInt = 20
+    """Passes over the training tiles."""
+    batch_size: PositiveInt = 32
+    """Tiles a step."""
+    optimizer: Choice = Choice(name="adamw")
+    """``adamw`` or ``sgd``."""
+    lr: float = Field(5e-4, gt=0)
+    """Largest learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay."""
+    schedule: Choice = Choice(name="cosine")
+    """``constant``, ``step``, ``cosine`` or ``onecycle``."""
+    augment: Augment = Augment()
+    """Random views."""
+    patience: PositiveInt | None = None
+    """Stop after so many epochs without a better validation loss."""
+
+
+class Aggregator(Choice):
+    """A slide aggregator by name, with its arguments."""
+
+
+class Mil(_Section):
+    """Training of the slide aggregators."""
+
+    aggregators: tuple[Aggregator, ...] = (
+        Aggregator(name="mean"),
+        Aggregator(name="max"),
+        Aggregator(name="abmil"),
+        Aggregator(name="gated_abmil"),
+    )
+    """What is trained; plurality vote and mean probability are always reported."""
+    epochs: PositiveInt = 100
+    """Passes over the training bags."""
+    batch_tiles: PositiveInt = 4096
+    """Tile budget of a packed batch."""
+    lr: float = Field(5e-4, gt=0)
+    """Largest learning rate (AdamW, cosine)."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay."""
+    patience: PositiveInt | None = 20
+    """Stop after so many epochs without a better validation loss."""
+
+
+class Evaluate(_Section):
+    """Intervals."""
+
+    bootstrap: PositiveInt = 2000
+    """Bootstrap draws over patients."""
+
+
+class Compute(_Section):
+    """Machine."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where models run."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 where the hardware has it, else float32."""
+    threads: PositiveInt | None = None
+    """CPU threads; None takes all cores."""
+
+
+class Config(_Section):
+    """One experiment."""
+
+    data: Data
+    """Tiles and labels."""
+    identity: Identity = Identity()
+    """Slide identity."""
+    split: Split = Split()
+    """Folds."""
+    stain: Stain = Stain()
+    """Stain separation."""
+    encoder: Encoder = Encoder()
+    """Tile encoder."""
+    train: Train = Train()
+    """Encoder training."""
+    mil: Mil = Mil()
+    """Aggregators and their training."""
+    evaluate: Evaluate = Evaluate()
+    """Intervals."""
+    compute: Compute = Compute()
+    """Machine."""
+    seed: int = 0
+    """Seed of everything but the split."""
+
+    @model_validator(mode="after")
+    def _channels_need_stain(self) -> Config:
+        if self.encoder.channels == "rgb" and self.stain.method != "none":
+            message = "encoder.channels=rgb uses no stain separation: set stain.method=none"
+            raise ValueError(message)
+        if self.encoder.channels != "rgb" and self.stain.method == "none":
+            message = (
+                f"encoder.channels={self.encoder.channels} needs stain.method=macenko or ruifrok"
+            )
+            raise ValueError(message)
+        return self

@@ -1,0 +1,223 @@
+"""Bags of tile embeddings, packed: the tiles of all slides of a batch lie one after the other.
+
+Nothing is padded, so memory and time follow the number of tiles, however uneven the slides are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mil.data.store import Features
+from splits.errors import InputError
+
+__all__ = ["Bags", "Batch"]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several bags, packed. Tiles of bag ``i`` are ``x[offsets[i]:offsets[i + 1]]``.
+
+    Attributes:
+        x: Embeddings, ``(n_tiles, dim)`` float32.
+        offsets: ``(n_bags + 1,)`` int64, from 0 to ``n_tiles``, strictly ascending.
+        label: Class index a bag, ``(n_bags,)`` int64.
+        rows: Row of each tile in the tile table, ``(n_tiles,)`` int64.
+        slide_ids: The slide of each bag, ``n_bags`` texts.
+    """
+
+    x: torch.Tensor
+    offsets: torch.Tensor
+    label: torch.Tensor
+    rows: torch.Tensor
+    slide_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.slide_ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on ``device``."""
+        return Batch(
+            self.x.to(device),
+            self.offsets.to(device),
+            self.label.to(device),
+            self.rows.to(device),
+            self.slide_ids,
+        )
+
+
+class Bags:
+    """The slides of a cohort as bags of rows of one feature matrix.
+
+    Args:
+        features: ``(n_tiles, dim)``, row-aligned to the tile table; a memory map stays on disk.
+        rows_by_slide: Rows of each slide in ascending order, as the table is sorted by
+            ``tile_id``; ``tiles.groupby("slide_id").indices`` gives it.
+        labels: Class index of each slide.
+
+    Attributes:
+        dim: Length of an embedding.
+        slide_ids: All slides, sorted.
+
+    Raises:
+        InputError: A slide without tiles or label, or rows that are not ascending, lie outside
+            the features, or belong to two slides.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        rows_by_slide: Mapping[str, Rows],
+        labels: Mapping[str, int],
+    ) -> None:
+        if features.ndim != 2:
+            message = f"features of shape {features.shape} given, allowed (n_tiles, dim)"
+            raise InputError(message)
+        self._features = features
+        self._rows = {slide: np.asarray(rows) for slide, rows in rows_by_slide.items()}
+        self.dim = int(features.shape[1])
+        self.slide_ids = tuple(sorted(self._rows))
+        self._check_rows()
+        self._labels = {slide: _label(slide, labels) for slide in self.slide_ids}
+
+    def __len__(self) -> int:
+        return len(self.slide_ids)
+
+    def n_tiles(self, slide_id: str) -> int:
+        """Size of one bag.
+
+        Raises:
+            InputError: No such slide.
+        """
+        return len(self._rows_of(slide_id))
+
+    def batch(self, slide_ids: Sequence[str]) -> Batch:
+        """Pack these slides, in this order, into one batch.
+
+        Raises:
+            InputError: No slide is given, or one is unknown.
+        """
+        if len(slide_ids) == 0:
+            message = "a batch of no slides was asked for: at least one is needed"
+            raise InputError(message)
+        rows = [self._rows_of(slide) for slide in slide_ids]
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        x = np.empty((offsets[-1], self.dim), dtype=np.float32)
+        for start, of_slide in zip(offsets[:-1], rows, strict=True):
+            x[start : start + len(of_slide)] = self._read(of_slide)
+        return Batch(
+            x=torch.from_numpy(x),
+            offsets=torch.from_numpy(offsets),
+            label=torch.tensor([self._labels[slide] for slide in slide_ids], dtype=torch.int64),
+            rows=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
+            slide_ids=tuple(slide_ids),
+        )
+
+    def batches(
+        self,
+        slide_ids: Sequence[str],
+        *,
+        max_tiles: int,
+        generator: np.random.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """Pack slides into batches of at most ``max_tiles`` tiles; each slide comes once.
+
+        Slides are taken one after the other and a batch ends where the next slide would exceed
+        the budget. A slide larger than the budget is a batch of its own and never cut.
+
+        Args:
+            slide_ids: The slides, in the order they are wanted where there is no generator.
+            max_tiles: Budget of a batch; its memory is in proportion to it.
+            generator: Shuffles the slides. The order then depends on the set of slides and the
+                state of the generator, not on the order they are given in.
+
+        Raises:
+            InputError: No slide is given, one is unknown or given twice, or ``max_tiles`` is
+                below 1. All of it is raised here, before the first batch.
+        """
+        if max_tiles < 1:
+            message = f"max_tiles is {max_tiles}, allowed is 1 or more"
+            raise InputError(message)
+        order = list(slide_ids)
+        if not order:
+            message = "batches of no slides were asked for: at least one is needed"
+            raise InputError(message)
+        repeated = sorted(slide for slide, n in Counter(order).items() if n > 1)
+        if repeated:
+            message = f"slide {repeated[0]!r} is given more than once"
+            raise InputError(message)
+        if generator is not None:
+            order.sort()
+            order = [order[i] for i in generator.permutation(len(order))]
+        return map(self.batch, self._plan(order, max_tiles))
+
+    def _plan(self, order: Sequence[str], max_tiles: int) -> list[list[str]]:
+        plan: list[list[str]] = []
+        n_free = 0
+        for slide in order:
+            size = self.n_tiles(slide)
+            if not plan or size > n_free:
+                plan.append([])
+                n_free = max_tiles
+            plan[-1].append(slide)
+            n_free -= size
+        return plan
+
+    def _read(self, rows: Rows) -> Features:
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first + 1 == len(rows):
+            # Consecutive rows are a view: they are copied once, into the batch.
+            return self._features[first : last + 1]
+        return self._features[rows]
+
+    def _rows_of(self, slide_id: str) -> Rows:
+        if slide_id not in self._rows:
+            near = difflib.get_close_matches(slide_id, self.slide_ids, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            message = f"unknown slide {slide_id!r}{hint} ({len(self)} slides have tiles)"
+            raise InputError(message)
+        return self._rows[slide_id]
+
+    def _check_rows(self) -> None:
+        n_tiles = len(self._features)
+        owner = np.full(n_tiles, -1, dtype=np.int64)
+        for i, slide in enumerate(self.slide_ids):
+            rows = self._rows[slide]
+            if len(rows) == 0:
+                message = f"slide {slide!r} has no tiles: a bag needs at least one"
+                raise InputError(message)
+            if rows.ndim != 1 or rows.dtype.kind not in "iu" or (np.diff(rows) <= 0).any():
+                message = f"rows of slide {slide!r} must be ascending integers, each given once"
+                raise InputError(message)
+            if rows[0] < 0 or rows[-1] >= n_tiles:
+                bad = rows[0] if rows[0] < 0 else rows[-1]
+                message = (
+                    f"slide {slide!r} has tile row {bad}, the features have rows 0 to "
+                    f"{n_tiles - 1}: they belong to another tile table"
+                )
+                raise InputError(message)
+            taken = rows[owner[rows] >= 0]
+            if len(taken):
+                other = self.slide_ids[owner[taken[0]]]
+                message = f"tile row {taken[0]} is in two slides: {other!r} and {slide!r}"
+                raise InputError(message)
+            owner[rows] = i
+
+
+def _label(slide: str, labels: Mapping[str, int]) -> int:
+    if slide not in labels:
+        message = f"slide {slide!r} has no label"
+        raise InputError(message)
+    label = labels[slide]
+    if not isinstance(label, int | np.integer) or label < 0:
+        message = f"slide {slide!r} has label {label!r}, allowed is a class index from 0"
+        raise InputError(message)
+    return int(label)

@@ -1,0 +1,127 @@
+"""Decoded and stained tiles in one uint8 memory map: pixels are paid for once.
+
+``cache/tiles.npy`` is ``(n_tiles, n_channels, size, size)`` uint8, row-aligned to the tile table.
+RGB is stored as it is; stain channels in the scale of :mod:`mil.stain.separate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from mil.data.images import decode, in_threads
+from mil.stain import vectors
+from mil.stain.separate import Separate
+from splits.artifacts import atomic, is_current, read_json, write_json
+
+__all__ = ["CHANNELS", "build", "fit_stains", "open_cache", "render"]
+
+CHANNELS = {"rgb": ("R", "G", "B"), "he": ("H", "E"), "h": ("H",), "e": ("E",)}
+"""Channel names of each choice of ``encoder.channels``."""
+_SEPARATED = {"he": [0, 1], "h": [0], "e": [1]}
+_FIT_TILES = 200
+_FIT_PIXELS = 100_000
+_BLOCK = 64
+
+Advance = Callable[[int], object]
+
+
+def fit_stains(
+    root: Path,
+    tiles: pd.DataFrame,
+    method: str,
+    *,
+    size_px: int,
+    seed: int,
+    threads: int | None = None,
+    advance: Advance | None = None,
+) -> pd.DataFrame:
+    """Stain vectors of every slide from tissue pixels pooled over its tiles.
+
+    At most 200 tiles a slide are decoded, 100,000 pixels in all, drawn by a generator of the
+    slide's own: adding a slide changes no other.
+
+    Returns:
+        The table of :func:`mil.stain.vectors.to_table`.
+    """
+    by_slide = [(str(name), group) for name, group in tiles.groupby("slide_id")["tile_id"]]
+
+    def fit(item: tuple[str, pd.Series]) -> tuple[str, vectors.StainFit]:
+        slide_id, tile_ids = item
+        rng = np.random.default_rng([seed, *slide_id.encode()])
+        chosen = rng.permutation(len(tile_ids))[:_FIT_TILES]
+        each = -(-_FIT_PIXELS // len(chosen))
+        pixels = [
+            vectors.sample_pixels(decode(root, tile_ids.iloc[row], size_px), each, rng)
+            for row in np.sort(chosen)
+        ]
+        if advance is not None:
+            advance(1)
+        return slide_id, vectors.fit_slide(np.concatenate(pixels), method)
+
+    return vectors.to_table(dict(in_threads(fit, by_slide, threads)))
+
+
+def render(
+    root: Path,
+    tiles: pd.DataFrame,
+    stains: pd.DataFrame | None,
+    channels: str,
+    *,
+    size_px: int,
+    threads: int | None = None,
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Blocks ``(n, n_channels, size, size)`` uint8 of the tiles in table order."""
+    separate = None if stains is None else Separate.from_table(stains)
+    rank = {} if stains is None else {name: i for i, name in enumerate(stains["slide_id"])}
+
+    def work(block: pd.DataFrame) -> npt.NDArray[np.uint8]:
+        rgb = np.stack([decode(root, name, size_px) for name in block["tile_id"]])
+        rgb = np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))
+        if separate is None:
+            return rgb
+        slide = torch.tensor([rank[name] for name in block["slide_id"]], dtype=torch.int64)
+        stained = separate(torch.from_numpy(rgb), slide).numpy()
+        return np.ascontiguousarray(stained[:, _SEPARATED[channels]])
+
+    blocks = (tiles.iloc[start : start + _BLOCK] for start in range(0, len(tiles), _BLOCK))
+    return in_threads(work, blocks, threads)
+
+
+def build(
+    folder: Path,
+    root: Path,
+    tiles: pd.DataFrame,
+    stains: pd.DataFrame | None,
+    channels: str,
+    *,
+    size_px: int,
+    digests: Mapping[str, str],
+    threads: int | None = None,
+    advance: Advance | None = None,
+) -> None:
+    """Write the cache unless one with the same digests is there."""
+    if is_current(folder / "meta.json", digests) and (folder / "tiles.npy").exists():
+        return
+    shape = (len(tiles), len(CHANNELS[channels]), size_px, size_px)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    # Written in order through a file: on a full disk that is an error, a sparse map would crash.
+    with atomic(folder / "tiles.npy") as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in render(root, tiles, stains, channels, size_px=size_px, threads=threads):
+            file.write(np.ascontiguousarray(block).data)
+            if advance is not None:
+                advance(len(block))
+    write_json(folder / "meta.json", {"channels": CHANNELS[channels], "shape": shape}, digests)
+
+
+def open_cache(folder: Path) -> npt.NDArray[np.uint8]:
+    """The memory map, read-only, ``(n_tiles, n_channels, size, size)`` uint8."""
+    read_json(folder / "meta.json")
+    cached: npt.NDArray[np.uint8] = np.load(folder / "tiles.npy", mmap_mode="r")
+    return cached

@@ -1,0 +1,217 @@
+"""Pixels and embeddings of a run: stain vectors, the tile cache, one feature matrix a fold."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+
+from mil.config import Config
+from mil.data import cache
+from mil.data.store import Features, open_features, save_features
+from mil.encoders import TileEncoder
+from mil.encoders.augment import centre_view
+from mil.prepare import data_root, read_tiles
+from splits.artifacts import (
+    atomic,
+    digest,
+    digests_of,
+    is_current,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from splits.errors import InputError
+
+__all__ = ["embed", "features", "fold_meta", "pixels", "read_features", "stain_table"]
+
+Progress = Callable[[str, int], Callable[[int], object]]
+_BATCH = 64
+
+
+def pixels(run: Path, config: Config, progress: Progress | None = None) -> str:
+    """``stain.parquet`` and ``cache/``; returns the digest of what the encoder will see."""
+    table = read_tiles(run)
+    root = data_root(run, config)
+    encoder, threads = config.encoder, config.compute.threads
+    # Stain vectors are a slide's: they follow the identity, not only the pixels.
+    identity = digests_of(run / "tiles.parquet")["identity"]
+    stain_digests = {
+        "identity": identity,
+        "stain": digest([config.stain.model_dump(mode="json"), encoder.resize_px, config.seed]),
+    }
+    stains = None
+    if config.stain.method != "none":
+        if not is_current(run / "stain.parquet", stain_digests):
+            advance = progress("stain", table["slide_id"].nunique()) if progress else None
+            stains = cache.fit_stains(
+                root,
+                table,
+                config.stain.method,
+                size_px=encoder.resize_px,
+                seed=config.seed,
+                threads=threads,
+                advance=advance,
+            )
+            write_table(run / "stain.parquet", stains, stain_digests)
+        stains = read_table(run / "stain.parquet")
+    else:
+        (run / "stain.parquet").unlink(missing_ok=True)
+    digests = {**stain_digests, "encoder_input": digest([encoder.channels, encoder.resize_px])}
+    _announce(run, table, config)
+    advance = progress("cache", len(table)) if progress else None
+    cache.build(
+        run / "cache",
+        root,
+        table,
+        stains,
+        encoder.channels,
+        size_px=encoder.resize_px,
+        digests=digests,
+        threads=threads,
+        advance=advance,
+    )
+    return digest(digests)
+
+
+def stain_table(run: Path) -> pd.DataFrame | None:
+    """Stain vectors a slide; None for RGB."""
+    path = run / "stain.parquet"
+    return read_table(path) if path.exists() else None
+
+
+def embed(
+    encoder: TileEncoder, tiles: npt.NDArray[np.uint8], image_px: int, fabric: Fabric
+) -> Features:
+    """Embeddings ``(n_tiles, dim)`` float32 of cached tiles, in eval mode."""
+    encoder.eval().to(fabric.device)
+    result = np.empty((len(tiles), encoder.dim), dtype=np.float32)
+    with torch.inference_mode(), fabric.autocast():
+        for start, block in _blocks(tiles):
+            view = centre_view(block.to(fabric.device), image_px)
+            result[start : start + len(view)] = encoder.embed(view).float().cpu().numpy()
+    return result
+
+
+def features(
+    run: Path,
+    config: Config,
+    fold: int,
+    encoder: TileEncoder,
+    fabric: Fabric,
+    *,
+    card: dict[str, Any],
+    digests: dict[str, str],
+) -> Features:
+    """``features/fold<k>.npy`` and its entry in ``meta.json``; does nothing where current.
+
+    Args:
+        run: Run folder.
+        config: Its configuration.
+        fold: Which encoder this is.
+        encoder: With the weights to use.
+        fabric: Device and precision.
+        card: Encoder card; its ``slides_seen`` is what protects the aggregators.
+        digests: Of the encoder and its input; equal digests mean equal features, so folds that
+            share a frozen encoder share one file (a hard link where the disk allows it).
+    """
+    path = _file(run, fold)
+    meta = _meta(run)
+    same = [
+        k for k, other in meta.items() if other["digests"] == digests and _file(run, k).exists()
+    ]
+    if str(fold) in same:
+        return open_features(path)
+    if same:
+        _link(_file(run, same[0]), path)
+    else:
+        tiles = cache.open_cache(run / "cache")
+        save_features(path, embed(encoder, tiles, config.encoder.image_px, fabric))
+    meta[str(fold)] = {**card, "digests": digests}
+    identity = {"identity": digests["identity"]}
+    write_json(run / "features" / "meta.json", {"folds": meta}, identity)
+    return open_features(path)
+
+
+def fold_meta(run: Path, fold: int) -> dict[str, Any]:
+    """What ``features/meta.json`` says of a fold's encoder.
+
+    Raises:
+        InputError: The fold was not encoded yet.
+    """
+    meta = _meta(run)
+    if str(fold) not in meta:
+        message = f"{run} has no features of fold {fold}: run `slidewise train {run}` first"
+        raise InputError(message)
+    entry: dict[str, Any] = meta[str(fold)]
+    return entry
+
+
+def read_features(run: Path, fold: int, *, unseen: set[str]) -> Features:
+    """Features of a fold, refused where their encoder was trained on an unseen slide.
+
+    Args:
+        run: Run folder.
+        fold: Fold.
+        unseen: The fold's validation and test slides.
+
+    Raises:
+        InputError: The encoder saw one of them, or the features are of another tile table.
+    """
+    entry = fold_meta(run, fold)
+    seen = unseen.intersection(entry["slides_seen"])
+    if seen:
+        message = (
+            f"features of fold {fold}: their encoder saw {len(seen)} validation or test slide(s), "
+            f"the first is {min(seen)!r}: train an encoder without them"
+        )
+        raise InputError(message)
+    table = read_tiles(run)
+    identity = digests_of(run / "tiles.parquet")["identity"]
+    if entry["digests"]["identity"] != identity:
+        message = f"features of fold {fold} are of another tile table: run `slidewise train {run}`"
+        raise InputError(message)
+    return open_features(_file(run, fold), n_tiles=len(table))
+
+
+def _file(run: Path, fold: int | str) -> Path:
+    return run / "features" / f"fold{fold}.npy"
+
+
+def _meta(run: Path) -> dict[str, Any]:
+    path = run / "features" / "meta.json"
+    return dict(read_json(path)["folds"]) if path.exists() else {}
+
+
+def _blocks(tiles: npt.NDArray[np.uint8]) -> Iterator[tuple[int, torch.Tensor]]:
+    for start in range(0, len(tiles), _BATCH):
+        yield start, torch.from_numpy(np.array(tiles[start : start + _BATCH]))
+
+
+def _link(source: Path, target: Path) -> None:
+    with atomic(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def _announce(run: Path, table: pd.DataFrame, config: Config) -> None:
+    encoder = config.encoder
+    needed = len(table) * len(cache.CHANNELS[encoder.channels]) * encoder.resize_px**2
+    free = shutil.disk_usage(run).free
+    if needed > free and not (run / "cache" / "tiles.npy").exists():
+        message = (
+            f"the tile cache needs {needed / 1e9:.1f} GB and {run} has {free / 1e9:.1f} GB free: "
+            "choose another --out or a smaller encoder.resize_px"
+        )
+        raise InputError(message)

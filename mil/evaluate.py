@@ -1,0 +1,315 @@
+"""Evaluation: tables in, ``metrics.json`` out; no model, no pixels.
+
+Only the test part counts, pooled over folds: with k folds every slide is tested exactly once, by
+models that never saw it. Intervals draw whole patients (:mod:`mil.statistics`), the same patients
+for every method, so that methods can be compared in pairs.
+
+The labels of test slides are behind a seal: :func:`open_test_labels` is the only place where this
+module gets at them, and it writes every look to ``seal.json``. A number that was picked after many
+looks is not an estimate of anything; the counter lets a reader see that.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from mil import statistics
+from mil.predictions import (
+    UNTRAINED,
+    check_coverage,
+    check_labels,
+    check_tiles,
+    class_names,
+    content_digest,
+    method_names,
+    read_attention,
+    read_slides,
+    read_tiles,
+    tested_folds,
+)
+from splits import tiles
+from splits.artifacts import digest, read_json, read_table, write_json
+from splits.errors import InputError, unknown
+
+__all__ = [
+    "PAIRED_METRICS",
+    "UNTRAINED",
+    "evaluate",
+    "flipped",
+    "localisation",
+    "open_test_labels",
+    "rival",
+]
+
+PAIRED_METRICS: Final = ("accuracy", "balanced_accuracy", "auroc")
+
+
+def evaluate(
+    run: Path, *, n_draws: int = 2000, seed: int = 0, digests: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Score the predictions of a run against the labels of its test slides: one look.
+
+    Reads ``tiles.parquet``, the split, ``predictions.parquet``, ``tile_predictions.parquet``
+    and, where there is one, ``attention.parquet``. Writes ``metrics.json``, one entry to
+    ``seal.json`` and, where tiles carry labels of their own, ``localisation.json``. What limits
+    the numbers (few patients, a class without slides) is said in a :class:`UserWarning` each.
+
+    A tile is scored against the label of its slide, which is what the encoder was trained on.
+
+    Args:
+        run: The run folder.
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws; the result does not depend on the order of rows.
+        digests: What the outputs are made from; by default the content of the predictions and
+            these settings.
+
+    Returns:
+        The content of ``metrics.json`` without version and digests.
+
+    Raises:
+        InputError: A table is missing or malformed, a test slide has no prediction or more than
+            one for a method, a fold or a label disagrees with the split or the tile table.
+    """
+    if n_draws < 1:
+        message = f"n_draws is {n_draws}: at least 1 is needed"
+        raise InputError(message)
+    table = read_table(run / "tiles.parquet")
+    folds = tested_folds(run)
+    predictions = read_slides(run / "predictions.parquet")
+    tile_rows = read_tiles(run / "tile_predictions.parquet")
+    attention_path = run / "attention.parquet"
+    attention = read_attention(attention_path) if attention_path.exists() else None
+    classes, methods = class_names(predictions), method_names(predictions)
+    if sorted(classes) != sorted(class_names(tile_rows)):
+        message = f"{run}: predictions.parquet and tile_predictions.parquet differ in classes"
+        raise InputError(message)
+    for method in methods:
+        rows = predictions[predictions["method"] == method]
+        check_coverage(rows, folds, f"predictions.parquet, method {method!r}")
+    check_coverage(tile_rows, folds, "tile_predictions.parquet")
+    for name, rows in (("tile_predictions", tile_rows), ("attention", attention)):
+        if rows is not None:
+            check_tiles(rows, table, f"{name}.parquet")
+
+    labels = open_test_labels(run, predictions, "evaluate")
+    check_labels(tile_rows, labels, "tile_predictions.parquet")
+    cohort = tiles.slides(table).astype({"slide_id": object}).set_index("slide_id")
+    patients = cohort["patient_id"].astype(object)
+    score = partial(_score, labels, patients, classes, n_draws=n_draws, seed=seed)
+    scored = {method: score(predictions[predictions["method"] == method]) for method in methods}
+    clusters = patients[labels.index].to_numpy(dtype=object)
+    for caveat in statistics.caveats(_indices(labels, classes), clusters, classes):
+        warnings.warn(caveat, stacklevel=2)
+
+    compared = rival(methods, attention)
+    tested = cohort.loc[labels.index]
+    result = {
+        "n": {
+            "tiles": len(tile_rows),
+            "slides": len(tested),
+            "patients": int(tested["patient_id"].nunique()),
+            "sites": int(tested["site_id"].nunique()),
+        },
+        "classes": classes,
+        "tile": _summary(*score(tile_rows)),
+        "slide": {method: _summary(*scored[method]) for method in methods},
+        "paired": _compare(scored, methods),
+        "flips": None if compared is None else len(flipped(predictions, "vote", compared)),
+        "looks": read_json(run / "seal.json")["looks"],
+    }
+    if digests is None:
+        settings = {"n_draws": n_draws, "seed": seed}
+        digests = {"predictions": content_digest(predictions), "config": digest(settings)}
+    found = None if attention is None else localisation(table, attention, list(labels.index))
+    if found is None:  # never leave the file of an earlier run beside new metrics
+        (run / "localisation.json").unlink(missing_ok=True)
+    else:
+        write_json(run / "localisation.json", found, digests)
+    write_json(run / "metrics.json", result, digests)
+    return result
+
+
+def open_test_labels(run: Path, predictions: pd.DataFrame, stage: str) -> pd.Series:
+    """Break the seal: give the labels of the predicted test slides, and count one look.
+
+    Every call is a look, also one at the same predictions: whether the eyes were the same cannot
+    be known, and a counter that forgives is no counter. The entry in ``seal.json`` has the
+    time, the stage and the digest of the predictions, so that repeats can be told from new ones.
+
+    Args:
+        run: The run folder, with ``tiles.parquet``.
+        predictions: Slide predictions; only rows of the test part are used.
+        stage: Who looks: ``"evaluate"``.
+
+    Returns:
+        Label by slide, sorted by ``slide_id``.
+
+    Raises:
+        InputError: A slide is not in the tile table, has no label, or has another one there.
+    """
+    test = predictions[predictions["part"] == "test"]
+    slides = tiles.slides(read_table(run / "tiles.parquet")).astype({"slide_id": object})
+    known = slides.dropna(subset=["label"]).set_index("slide_id")["label"].astype(object)
+    strangers = sorted(set(test["slide_id"]) - set(known.index))
+    if strangers:
+        message = (
+            f"{len(strangers)} slide(s) of predictions.parquet without a label in the tile table, "
+            f"the first is {strangers[0]!r}: run `slidewise train` again"
+        )
+        raise InputError(message)
+    labels = known[sorted(set(test["slide_id"]))]
+    check_labels(test, labels, "predictions.parquet")
+    path = run / "seal.json"
+    log = read_json(path)["log"] if path.exists() else []
+    entry = {
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "stage": stage,
+        "digest": content_digest(predictions),
+    }
+    write_json(path, {"looks": len(log) + 1, "log": [*log, entry]}, {})
+    return labels
+
+
+def rival(methods: Sequence[str], attention: pd.DataFrame | None) -> str | None:
+    """The trained method that the vote is compared with when flips are counted.
+
+    ``abmil`` where it has attention, else the first method that has, else the first trained one;
+    ``None`` without a vote or a trained method.
+    """
+    trained = [method for method in methods if method not in UNTRAINED]
+    if "vote" not in methods or not trained:
+        return None
+    attending = set() if attention is None else set(attention["method"])
+    candidates = [method for method in trained if method in attending] or trained
+    return "abmil" if "abmil" in candidates else candidates[0]
+
+
+def flipped(predictions: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """Test slides that two methods call differently.
+
+    Returns:
+        ``slide_id, fold, label, predicted_a, predicted_b``, sorted by ``slide_id``.
+
+    Raises:
+        InputError: A method has no predictions.
+    """
+    test = predictions[predictions["part"] == "test"]
+    for method in (a, b):
+        if method not in set(test["method"]):
+            raise unknown(kind="method", given=method, allowed=set(test["method"]))
+    first = test.loc[test["method"] == a, ["slide_id", "fold", "label", "predicted"]]
+    second = test.loc[test["method"] == b, ["slide_id", "predicted"]]
+    both = first.merge(second, on="slide_id", suffixes=("_a", "_b"), validate="one_to_one")
+    differ = both["predicted_a"].astype(object) != both["predicted_b"].astype(object)
+    return both[differ].sort_values("slide_id").reset_index(drop=True)
+
+
+def localisation(
+    table: pd.DataFrame, attention: pd.DataFrame, test_slides: Sequence[str]
+) -> dict[str, Any] | None:
+    """How well attention finds the tiles that bear the label of their slide.
+
+    A tile bears the label where ``tile_label == slide_label``; tiles without a label of their own
+    are left out. A slide counts only where it has both kinds, so slides whose label is never a
+    tile label, or is that of all their tiles, do not count. ``auroc_mean`` averages the area over
+    slides; ``auroc_pooled`` ranks tiles within their slide first (attention sums to 1 a slide, so
+    raw weights of slides of different size cannot be compared) and takes one area over all.
+
+    Args:
+        table: The tile table.
+        attention: Attention table; only rows of the test part are used.
+        test_slides: The slides that were tested.
+
+    Returns:
+        ``{"n_test_slides", "methods": {METHOD: {"auroc_mean", "auroc_pooled", "n_slides"}}}``;
+        ``None`` where no slide counts.
+    """
+    annotated = table[["tile_id", "tile_label", "slide_label"]].dropna()
+    bearing = annotated["tile_label"].astype(object) == annotated["slide_label"].astype(object)
+    kinds = pd.Series(bearing.to_numpy(dtype=bool), index=annotated["tile_id"].to_numpy(object))
+    test = attention[(attention["part"] == "test") & attention["slide_id"].isin(test_slides)]
+    test = test[test["tile_id"].isin(kinds.index)].sort_values(["method", "slide_id", "tile_id"])
+    test = test.assign(bearing=kinds[test["tile_id"].to_numpy(object)].to_numpy())
+    methods = {}
+    for method, rows in test.groupby("method"):
+        by_slide = rows.groupby("slide_id")
+        mixed = rows[by_slide["bearing"].transform("nunique") == 2]
+        if mixed.empty:
+            continue
+        rank = mixed.groupby("slide_id")["attention"].rank()
+        by_slide = mixed.assign(rank=rank, bearing_rank=rank * mixed["bearing"]).groupby("slide_id")
+        n_tiles, n_bearing = by_slide["bearing"].transform("size"), by_slide["bearing"].sum()
+        # Mann-Whitney: the area from the ranks of the bearing tiles, for all slides at once.
+        excess = by_slide["bearing_rank"].sum() - n_bearing * (n_bearing + 1) / 2
+        areas = excess / (n_bearing * (by_slide.size() - n_bearing))
+        methods[str(method)] = {
+            "auroc_mean": float(areas.mean()),
+            "auroc_pooled": float(roc_auc_score(mixed["bearing"], (rank - 0.5) / n_tiles)),
+            "n_slides": len(areas),
+        }
+    return {"n_test_slides": len(test_slides), "methods": methods} if methods else None
+
+
+Scored = tuple[dict[str, float | None], dict[str, npt.NDArray[np.float64]]]
+
+
+def _indices(names: pd.Series, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    found = pd.Index(classes, dtype=object).get_indexer(names)
+    return np.asarray(found, dtype=np.int64)
+
+
+def _score(
+    labels: pd.Series,
+    patients: pd.Series,
+    classes: Sequence[str],
+    rows: pd.DataFrame,
+    *,
+    n_draws: int,
+    seed: int,
+) -> Scored:
+    """Point values and bootstrap draws of rows that are sorted by their id."""
+    truth = _indices(labels[rows["slide_id"]], classes)
+    predicted = _indices(rows["predicted"], classes)
+    probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # stored as float32
+    clusters = patients[rows["slide_id"]].to_numpy(dtype=object)
+    draws = statistics.bootstrap(
+        truth, predicted, probabilities, clusters, n_draws=n_draws, seed=seed
+    )
+    return statistics.point(truth, predicted, probabilities), draws
+
+
+def _summary(
+    values: Mapping[str, float | None], draws: Mapping[str, npt.NDArray[np.float64]]
+) -> dict[str, dict[str, float | None]]:
+    summary: dict[str, dict[str, float | None]] = {}
+    for metric in statistics.METRICS:
+        low, high = statistics.interval(draws[metric]) if metric in draws else (None, None)
+        summary[metric] = {"value": values[metric], "ci_low": low, "ci_high": high}
+    return summary
+
+
+def _compare(scored: Mapping[str, Scored], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Every other method against the vote, which needs no training."""
+    rows: list[dict[str, Any]] = []
+    for method in methods if "vote" in methods else ():
+        if method == "vote":
+            continue
+        (values_a, draws_a), (values_b, draws_b) = scored[method], scored["vote"]
+        for metric in PAIRED_METRICS:
+            a, b = values_a[metric], values_b[metric]
+            row: dict[str, Any] = dict.fromkeys(("difference", "ci_low", "ci_high", "p"))
+            if a is not None and b is not None:
+                row = dict(statistics.paired(draws_a[metric], draws_b[metric], a - b))
+            rows.append({"a": method, "b": "vote", "metric": metric, **row})
+    return rows

@@ -1,0 +1,226 @@
+"""The prediction tables of a run: read, check, and refuse what cannot be scored.
+
+Everything downstream of prediction, evaluation and report alike, reads these tables and nothing
+else. Class names are text of any kind; the probability column of class ``x`` is ``p_x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from splits import folds
+from splits.artifacts import digest, read_table
+from splits.errors import InputError, unknown
+
+__all__ = [
+    "UNTRAINED",
+    "check_coverage",
+    "check_labels",
+    "check_tiles",
+    "class_names",
+    "content_digest",
+    "method_names",
+    "read_attention",
+    "read_slides",
+    "read_tiles",
+    "tested_folds",
+]
+
+UNTRAINED: Final = ("vote", "mean_probability")
+_TOLERANCE: Final = 1e-3
+
+
+def read_slides(path: Path) -> pd.DataFrame:
+    """Test rows of ``predictions.parquet``, sorted by method and slide.
+
+    Returns:
+        ``slide_id, fold, part, method, label, predicted, p_<class>…``; ids and classes as text.
+
+    Raises:
+        InputError: A column is missing or holds nulls, there are no test rows, a slide is there
+            twice for a method, fewer than two classes, a class without a column, or probabilities
+            that are not in 0 to 1 with sum 1.
+    """
+    columns = ("slide_id", "fold", "part", "method", "label", "predicted")
+    return _check_probabilities(_read(path, columns, ["method", "slide_id"]), path)
+
+
+def read_tiles(path: Path) -> pd.DataFrame:
+    """Test rows of ``tile_predictions.parquet``, sorted by tile; refuses as :func:`read_slides`.
+
+    Returns:
+        ``tile_id, slide_id, fold, part, label, predicted, p_<class>…``.
+    """
+    columns = ("tile_id", "slide_id", "fold", "part", "label", "predicted")
+    return _check_probabilities(_read(path, columns, ["tile_id"]), path)
+
+
+def read_attention(path: Path) -> pd.DataFrame:
+    """Test rows of ``attention.parquet``, sorted by method, slide and tile.
+
+    The table has no rows at all where no method attends.
+
+    Returns:
+        ``tile_id, slide_id, fold, part, method, attention``.
+
+    Raises:
+        InputError: As for :func:`read_slides`, or weights that are negative, not finite, or do not
+            sum to 1 within slide and method.
+    """
+    columns = ("tile_id", "slide_id", "fold", "part", "method", "attention")
+    table = _read(path, columns, ["method", "tile_id"], may_be_empty=True)
+    table = table.astype({"attention": np.float64})
+    table = table.sort_values(["method", "slide_id", "tile_id"]).reset_index(drop=True)
+    sums = table.groupby(["method", "slide_id"])["attention"].sum()
+    wrong = sums.index[~((sums - 1).abs() <= _TOLERANCE)]
+    if len(wrong) or not (table["attention"] >= 0).all():
+        first = f", the first is slide {wrong[0][1]!r} under {wrong[0][0]!r}" if len(wrong) else ""
+        message = f"{path}: attention must be >= 0 and sum to 1 within slide and method{first}"
+        raise InputError(message)
+    return table
+
+
+def class_names(table: pd.DataFrame) -> list[str]:
+    """Classes of a prediction table, in the order of its probability columns."""
+    return [str(name)[2:] for name in table.columns if str(name).startswith("p_")]
+
+
+def method_names(table: pd.DataFrame) -> list[str]:
+    """Methods of a slide prediction table: the untrained ones first, then by name."""
+    found = set(table["method"])
+    return [name for name in UNTRAINED if name in found] + sorted(found - set(UNTRAINED))
+
+
+def content_digest(table: pd.DataFrame) -> str:
+    """Digest of the test rows of a prediction table, independent of the order of its rows."""
+    test = table[table["part"] == "test"]
+    keys = [name for name in ("method", "slide_id", "tile_id") if name in test.columns]
+    return digest(test.sort_values(keys, kind="stable").to_dict("list"))
+
+
+def tested_folds(run: Path) -> dict[str, int]:
+    """The fold that tests each slide, from the split of a run.
+
+    Raises:
+        InputError: There is no split, or a slide is in the test part of two folds.
+    """
+    table = folds.load(run).table
+    test = table[table["part"] == "test"]
+    twice = sorted(test.loc[test["slide_id"].duplicated(), "slide_id"])
+    if test.empty or twice:
+        cause = f"slide {twice[0]!r} is tested in several folds" if twice else "none is"
+        message = f"{run / 'split.csv'}: every slide of a test part is tested once, but {cause}"
+        raise InputError(message)
+    return {str(row.slide_id): int(row.fold) for row in test.itertuples()}
+
+
+def check_coverage(rows: pd.DataFrame, tested: Mapping[str, int], name: str) -> None:
+    """Refuse rows that do not cover exactly the test slides of the split, in their folds.
+
+    Args:
+        rows: Test rows of one method, or of tiles.
+        tested: The result of :func:`tested_folds`.
+        name: Where the rows are from, for the message.
+
+    Raises:
+        InputError: A test slide is missing, or predicted in a fold that does not test it.
+    """
+    missing = sorted(set(tested) - set(rows["slide_id"]))
+    if missing:
+        message = (
+            f"{name}: {len(missing)} of {len(tested)} test slides without prediction, "
+            f"the first is {missing[0]!r}: run `slidewise train` again"
+        )
+        raise InputError(message)
+    for slide, fold in rows[["slide_id", "fold"]].drop_duplicates().itertuples(index=False):
+        if tested.get(slide) != fold:
+            says = f"tests it in fold {tested[slide]}" if slide in tested else "does not test it"
+            message = (
+                f"{name}: slide {slide!r} is predicted as test in fold {fold}; split.csv {says}"
+            )
+            raise InputError(message)
+
+
+def check_labels(rows: pd.DataFrame, labels: pd.Series, name: str) -> None:
+    """Refuse rows whose label is not that of their slide in the tile table.
+
+    Raises:
+        InputError: With the first slide that disagrees.
+    """
+    given = rows["label"].to_numpy(dtype=object)
+    known = labels[rows["slide_id"]].to_numpy(dtype=object)
+    for row in np.flatnonzero(given != known)[:1]:
+        message = (
+            f"{name}: slide {rows['slide_id'].iloc[row]!r} has the label {given[row]!r}, "
+            f"in the tile table {known[row]!r}: run `slidewise train` again"
+        )
+        raise InputError(message)
+
+
+def check_tiles(rows: pd.DataFrame, table: pd.DataFrame, name: str) -> None:
+    """Refuse rows of tiles that the tile table does not have, or has in another slide.
+
+    Raises:
+        InputError: With the first such tile.
+    """
+    slide_of = dict(zip(table["tile_id"], table["slide_id"], strict=True))
+    for tile, slide in zip(rows["tile_id"], rows["slide_id"], strict=True):
+        if slide_of.get(tile) != slide:
+            message = (
+                f"{name}: tile {tile!r} is not a tile of slide {slide!r} in the tile table: "
+                "run `slidewise train` again"
+            )
+            raise InputError(message)
+
+
+def _read(
+    path: Path, columns: Sequence[str], keys: list[str], *, may_be_empty: bool = False
+) -> pd.DataFrame:
+    table = read_table(path)
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        message = f"{path} lacks the column(s) {', '.join(missing)}"
+        raise InputError(message)
+    table = table[table["part"].astype(object) == "test"]
+    if table.empty and not may_be_empty:
+        message = f"{path} has no row of the test part: run `slidewise train` first"
+        raise InputError(message)
+    empty = [name for name in columns if table[name].isna().any()]
+    if empty:
+        message = f"{path}: null in the column(s) {', '.join(empty)}"
+        raise InputError(message)
+    text = [name for name in columns if name not in ("fold", "attention")]
+    table = table.astype(dict.fromkeys(text, str)).astype(dict.fromkeys(text, object))
+    twice = table.loc[table.duplicated(keys), keys]
+    if len(twice):
+        message = f"{path}: {' and '.join(map(repr, twice.iloc[0]))} is there more than once"
+        raise InputError(message)
+    return table.sort_values(keys, kind="stable").reset_index(drop=True)
+
+
+def _check_probabilities(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    classes = class_names(table)
+    if len(classes) < 2:
+        message = (
+            f"{path} has {len(classes)} probability column(s) p_<class>: at least 2 are needed"
+        )
+        raise InputError(message)
+    for column in ("label", "predicted"):
+        for name in sorted(set(table[column]) - set(classes)):
+            raise unknown(kind=f"{column} class in {path}", given=name, allowed=classes)
+    values = table[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
+    sums = values.sum(axis=1)
+    fine = (values >= 0).all(axis=1) & (np.abs(sums - 1) <= _TOLERANCE)
+    if not fine.all():
+        slide = table["slide_id"].iloc[int(np.flatnonzero(~fine)[0])]
+        message = (
+            f"{path}: {int((~fine).sum())} row(s) with probabilities that are not in 0 to 1 with "
+            f"sum 1, the first is of slide {slide!r}"
+        )
+        raise InputError(message)
+    return table

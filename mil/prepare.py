@@ -1,0 +1,268 @@
+"""The stages before any learning, on a run folder: scan, identify, split, audit.
+
+Each stage compares the digests of its inputs with those that its output carries, and does nothing
+where they agree. The tables themselves are made by :mod:`splits`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mil import phantom
+from mil.config import Config, Split
+from splits import audit as auditing
+from splits import folds, formats, ledger, slide_table, tiles
+from splits.artifacts import (
+    atomic,
+    digest,
+    digests_of,
+    is_current,
+    read_json,
+    read_table,
+    write_csv,
+    write_json,
+    write_table,
+)
+from splits.errors import InputError, NegativeVerdictError, unknown
+from splits.identity import identify as identify_tiles
+from splits.images import read_tile
+from splits.scan import list_folder
+from splits.scan import scan as scan_folder
+
+__all__ = [
+    "audit",
+    "audit_files",
+    "audit_run",
+    "data_root",
+    "identify",
+    "manifest_of",
+    "read_tiles",
+    "scan",
+    "split",
+    "split_table",
+]
+
+Progress = Callable[[str, int], Callable[[int], object]]
+
+
+def data_root(run: Path, config: Config) -> Path:
+    """The folder that tile ids are relative to."""
+    return config.data.root if config.data.root is not None else run / "phantom" / "tiles"
+
+
+def manifest_of(run: Path, config: Config) -> Path | None:
+    """The manifest in use; the phantom brings its own, which says the tissue of each tile."""
+    if config.identity.manifest is None and config.data.phantom is not None:
+        return run / "phantom" / "manifest.csv"
+    return config.identity.manifest
+
+
+def scan(run: Path, config: Config, progress: Progress | None = None) -> None:
+    """Folder -> ``tiles.parquet`` (identity still null) and the ledger of what was left out."""
+    if config.data.phantom is not None:
+        phantom.generate(config.data.phantom, run / "phantom")
+    listing = list_folder(data_root(run, config))
+    settings = config.data.model_dump(mode="json", include={"label", "tile_px", "mixed_sizes"})
+    digests = {"listing": listing.digest, "scan": digest(settings)}
+    scanned = run / "cache" / "scan.parquet"
+    if is_current(scanned, digests):
+        return
+    advance = progress("scan", len(listing.images)) if progress else None
+    table, skipped = scan_folder(listing, progress=advance, **settings)
+    write_table(run / "tiles.parquet", table, digests)
+    ledger.record(run, "scan", skipped)
+    # `identify` rewrites tiles.parquet; this copy lets it run again with another rule.
+    with atomic(scanned) as temporary:
+        shutil.copyfile(run / "tiles.parquet", temporary)
+
+
+def identify(run: Path, config: Config, truth: Path | None = None) -> dict[str, Any]:
+    """Fill the identity columns of ``tiles.parquet`` and write ``identity.json``."""
+    scanned = run / "cache" / "scan.parquet"
+    if not scanned.exists():
+        message = f"{run} holds no tile table: run `slidewise scan ROOT --out {run}` first"
+        raise InputError(message)
+    table = read_table(scanned)
+    manifest = manifest_of(run, config)
+    settings = {
+        "identity": config.identity.model_dump(mode="json"),
+        "manifest": _content(manifest),
+        "truth": _content(truth),
+        "unit": config.split.unit,
+        "classes": config.data.classes,
+    }
+    digests = {"pixels": tiles.pixels_digest(table), "identify": digest(settings)}
+    if is_current(run / "identity.json", digests) and "identity" in digests_of(
+        run / "tiles.parquet"
+    ):
+        return read_json(run / "identity.json")
+    identified, report = identify_tiles(
+        table,
+        rule=config.identity.rule,
+        manifest=manifest,
+        content=config.identity.content,
+        unit=config.split.unit,
+        read=partial(read_tile, data_root(run, config)),
+        truth=truth,
+    )
+    left = [("tile", name, "its name carries no identity") for name in report["unidentified"]]
+    identified, other = _keep_classes(identified, config.data.classes)
+    ledger.record(run, "identify", left + other)
+    tiles.slides(identified)
+    digests_table = {
+        **digests_of(scanned),
+        "pixels": tiles.pixels_digest(identified),
+        "identity": tiles.identity_digest(identified),
+    }
+    write_table(run / "tiles.parquet", identified, digests_table)
+    write_json(run / "identity.json", report, digests)
+    return read_json(run / "identity.json")
+
+
+def split(run: Path, config: Config) -> folds.Split:
+    """Deal the groups to folds: ``split.csv`` and ``split.json``.
+
+    Raises:
+        NegativeVerdictError: Nothing says which slide a tile comes from (grade D).
+        InputError: The request cannot be met; the message says what would meet it.
+    """
+    report = identify(run, config)
+    if report["grade"] == "D":
+        message = (
+            "grade D: nothing says which slide a tile comes from, so no slide-level split exists; "
+            "give identity.manifest or identity.rule"
+        )
+        raise NegativeVerdictError(message)
+    table = read_tiles(run)
+    settings = config.split
+    slides = tiles.slides(table)
+    _require_labels(slides)
+    digests = {
+        "identity": tiles.identity_digest(table),
+        "split": digest(settings.model_dump(mode="json")),
+    }
+    if is_current(run / "split.json", digests) and (run / "split.csv").exists():
+        return folds.load(run)
+    result = _deal(slides, settings)
+    folds.save(result, run, digests)
+    return result
+
+
+def split_table(
+    source: Path, out: Path, settings: Split, columns: Mapping[str, str]
+) -> tuple[folds.Split, list[str]]:
+    """Split a table of slides, without tiles: ``out`` (CSV) and its JSON beside it.
+
+    Returns:
+        The split, and notes on what the table did not say.
+    """
+    slides, notes = slide_table.read(source, columns)
+    _require_labels(slides)
+    if "group_id" not in slides.columns:
+        slides = slides.assign(group_id=slides["slide_id"])
+    result = _deal(folds.regroup(slides, settings.unit), settings)
+    write_csv(out, result.table)
+    digests = {"slides": digest(slides.astype(str).to_numpy().tolist())}
+    write_json(out.with_suffix(".json"), result.meta, digests)
+    return result, notes
+
+
+def _deal(slides: pd.DataFrame, settings: Split) -> folds.Split:
+    if settings.method == "kfold":
+        deal = partial(folds.kfold, folds=settings.folds, val_share=settings.val_share)
+    else:
+        deal = partial(folds.holdout, ratios=settings.ratios)
+    result = deal(slides, balance=settings.balance, seed=settings.seed, unit=settings.unit)
+    folds.check(result, slides)
+    return result
+
+
+def audit_files(
+    paths: Sequence[Path], source: Path | None, columns: Mapping[str, str]
+) -> dict[str, Any]:
+    """Findings on split files of any known format, with a table of slides where there is one."""
+    foreign = formats.read(paths)
+    slides = slide_table.read(source, columns)[0] if source is not None else None
+    result = auditing.audit(foreign.table, slides)
+    return {**result, "had": [*result["had"], *foreign.notes]}
+
+
+def audit(run: Path, config: Config) -> dict[str, Any]:
+    """Look for leaks in the run's split and write ``audit.json``.
+
+    Raises:
+        NegativeVerdictError: A leak was found.
+    """
+    findings = audit_run(run, config)
+    if findings["verdict"] == "leak":
+        message = f"the split leaks: {auditing.summarise(findings)} (see {run}/audit.json)"
+        raise NegativeVerdictError(message)
+    return findings
+
+
+def audit_run(run: Path, config: Config) -> dict[str, Any]:
+    """Findings on the run's split, a leak included, as ``audit.json`` holds them."""
+    result = folds.load(run)
+    table = read_tiles(run)
+    digests = {**digests_of(run / "split.json"), "table": result.digest}
+    path = run / "audit.json"
+    if not is_current(path, digests):
+        findings = auditing.audit(result.table, tiles.slides(table), table, unit=config.split.unit)
+        write_json(path, findings, digests)
+    return read_json(path)
+
+
+def read_tiles(run: Path) -> pd.DataFrame:
+    """The identified tile table of a run."""
+    path = run / "tiles.parquet"
+    if "identity" not in digests_of(path):
+        message = f"{path} has no slide identity: run `slidewise identify {run}` first"
+        raise InputError(message)
+    return tiles.check(read_table(path))
+
+
+def _keep_classes(
+    table: pd.DataFrame, classes: tuple[str, ...] | None
+) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
+    if classes is None:
+        return table, []
+    found = set(table["slide_label"].dropna())
+    kind = "class in data.classes:"
+    for name in classes:
+        if name not in found:
+            raise unknown(kind, name, found)
+    keep = table["slide_label"].isin(classes)
+    other = [
+        ("tile", name, f"its class {label!r} is not in data.classes")
+        for name, label in table.loc[~keep, ["tile_id", "slide_label"]].itertuples(index=False)
+    ]
+    return table[keep].reset_index(drop=True), other
+
+
+def _require_labels(slides: pd.DataFrame) -> None:
+    missing = slides.loc[slides["label"].isna(), "slide_id"]
+    if len(missing):
+        message = (
+            f"{len(missing)} of {len(slides)} slides have no label, the first is "
+            f"{missing.iloc[0]!r}: give data.label or a manifest with a column label"
+        )
+        raise InputError(message)
+    classes = slides["label"].unique()
+    if len(classes) < 2:
+        message = f"one class only ({classes[0]!r}): at least two are needed to tell slides apart"
+        raise InputError(message)
+
+
+def _content(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        message = f"{path} does not exist"
+        raise InputError(message)
+    return digest(path.read_bytes().hex())

@@ -1,0 +1,72 @@
+"""All stages in order: one tile from disk to the slide report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mil import encode, evaluate, predict, prepare, report, settings, train
+from mil.config import Config, Data, Identity
+from mil.phantom import Phantom
+from splits.artifacts import digest, is_current
+from splits.images import read_tile
+
+__all__ = ["demo_config", "evaluate_run", "report_run", "run", "train_run"]
+
+Say = Callable[[str], object]
+
+
+def run(path: Path, config: Config, say: Say, progress: prepare.Progress | None = None) -> Path:
+    """Every stage; one whose outputs carry the digests of its inputs is skipped.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The data or the config is wrong.
+        NegativeVerdictError: No slide-level split exists, or the split leaks.
+    """
+    train.check(config)
+    settings.save(config, path / "config.yaml")
+    prepare.scan(path, config, progress)
+    identity = prepare.identify(path, config)
+    say(f"identity: grade {identity['grade']} ({identity['reason']})")
+    prepare.split(path, config)
+    say(f"audit: {prepare.audit(path, config)['verdict']}")
+    train_run(path, config, say, progress)
+    evaluate_run(path, config)
+    return report_run(path, config)
+
+
+def train_run(
+    path: Path, config: Config, say: Say, progress: prepare.Progress | None = None
+) -> None:
+    """Pixels, encoders, features, aggregators and their predictions, after a clean audit."""
+    train.check(config)
+    prepare.audit(path, config)
+    encode.pixels(path, config, progress)
+    train.encoders(path, config, say)
+    train.aggregators(path, config, say)
+    predict.predict_run(path, config)
+
+
+def evaluate_run(path: Path, config: Config) -> None:
+    """``metrics.json``; a second look at the same predictions is not taken."""
+    draws = {"n_draws": config.evaluate.bootstrap, "seed": config.seed}
+    digests = {**predict.predict_run(path, config), "evaluate": digest(draws)}
+    if not is_current(path / "metrics.json", digests):
+        evaluate.evaluate(path, **draws, digests=digests)
+
+
+def report_run(path: Path, config: Config) -> Path:
+    """``report.html`` from the tables of the run."""
+    root = prepare.data_root(path, config)
+    return report.build(path, data_root=root, read_tile=partial(read_tile, root))
+
+
+def demo_config() -> Config:
+    """What ``slidewise demo`` runs: the same experiment as ``configs/phantom.yaml``."""
+    return Config(
+        data=Data(phantom=Phantom(n_blank=6, n_blurred=6, n_truncated=1)), identity=Identity()
+    )

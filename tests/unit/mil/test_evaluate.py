@@ -1,0 +1,430 @@
+"""Evaluation of a run folder whose answers are known by construction."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics
+
+from mil.evaluate import evaluate, flipped, localisation, open_test_labels, rival
+from mil.predictions import content_digest
+from mil.statistics import bootstrap, interval
+from splits import folds, tiles
+from splits.artifacts import digests_of, read_json, read_table, write_csv, write_table
+from splits.errors import InputError
+
+CLASSES = ["p_ p", "Ganglion, Ångström", "NA"]  # names that look like columns, nulls, CSV
+N_SLIDES, N_TILES, N_FOLDS = 36, 6, 3
+
+
+def probability(predicted, rng):
+    row = rng.dirichlet(np.ones(len(CLASSES))) * 0.3
+    row[CLASSES.index(predicted)] += 0.7
+    return dict(zip([f"p_{name}" for name in CLASSES], row, strict=True))
+
+
+def other(label):
+    return CLASSES[(CLASSES.index(label) + 1) % len(CLASSES)]
+
+
+def build(run, *, annotated=True, sites=("05", None)):
+    """36 slides of 18 patients; vote is wrong on slides 0 to 8, abmil on 0 to 2, mean on 0 to 8."""
+    rng = np.random.default_rng(0)
+    table, slides, tile_rows, attention, split = [], [], [], [], []
+    wrong = {"vote": 9, "mean_probability": 9, "abmil": 3, "mean_pooling": 6}
+    for i in range(N_SLIDES):
+        slide, label, fold = f"{i:03d}", CLASSES[(i // 2) % 3], i % N_FOLDS
+        split += [
+            {"slide_id": slide, "group_id": f"g{i // 2}", "fold": k, "part": part}
+            for k, part in ((fold, "test"), ((fold + 1) % N_FOLDS, "val"))
+        ]
+        for method, n_wrong in wrong.items():
+            predicted = other(label) if i < n_wrong else label
+            given = {"slide_id": slide, "method": method, "label": label, "predicted": predicted}
+            slides.append({**given, "fold": fold, "part": "test", **probability(predicted, rng)})
+            leaked = {**given, "predicted": label, "fold": (fold + 1) % N_FOLDS, "part": "val"}
+            slides.append({**leaked, **probability(label, rng)})
+        for t in range(N_TILES):
+            tile = f"{slide}/{t}.png"
+            table.append(
+                {
+                    "tile_id": tile,
+                    "slide_id": slide,
+                    "patient_id": f"P{i // 2:02d}",
+                    "site_id": sites[i % len(sites)],
+                    "group_id": f"g{i // 2}",
+                    "slide_label": label,
+                    "tile_label": (label if t < 2 else "stroma") if annotated else None,
+                }
+            )
+            predicted = label if t < 4 else other(label)
+            tile_rows.append(
+                {
+                    "tile_id": tile,
+                    "slide_id": slide,
+                    "fold": fold,
+                    "part": "test",
+                    "label": label,
+                    "predicted": predicted,
+                    **probability(predicted, rng),
+                }
+            )
+            for method, weight in (("abmil", N_TILES - t), ("clam", t + 1)):
+                attention.append(
+                    {
+                        "tile_id": tile,
+                        "slide_id": slide,
+                        "fold": fold,
+                        "part": "test",
+                        "method": method,
+                        "attention": weight / 21,
+                    }
+                )
+    write_table(run / "tiles.parquet", tiles.check(pd.DataFrame(table)), {})
+    folds.save(folds.Split(pd.DataFrame(split), {"method": "kfold"}), run, {})
+    write_table(run / "predictions.parquet", pd.DataFrame(slides), {})
+    write_table(run / "tile_predictions.parquet", pd.DataFrame(tile_rows), {})
+    write_table(run / "attention.parquet", pd.DataFrame(attention), {})
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return build(tmp_path)
+
+
+def quietly(run, **settings):
+    """18 patients are fewer than 20: the caveat has its own test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return evaluate(run, **{"n_draws": 200, "seed": 0, **settings})
+
+
+def edit(run, name, change):
+    path = run / f"{name}.parquet"
+    write_table(path, change(read_table(path)), {})
+
+
+def test_metrics_of_a_run_are_the_planted_ones(run):
+    result = quietly(run)
+    assert set(result) == {"n", "classes", "tile", "slide", "paired", "flips", "looks"}
+    assert result["n"] == {"tiles": 216, "slides": 36, "patients": 18, "sites": 1}
+    assert result["classes"] == CLASSES
+    assert list(result["slide"]) == ["vote", "mean_probability", "abmil", "mean_pooling"]
+    accuracies = {name: values["accuracy"]["value"] for name, values in result["slide"].items()}
+    planted = {"vote": 27, "mean_probability": 27, "abmil": 33, "mean_pooling": 30}
+    assert accuracies == pytest.approx({name: right / 36 for name, right in planted.items()})
+    assert result["tile"]["accuracy"]["value"] == pytest.approx(4 / 6)
+    assert result["flips"] == 6
+    assert result["looks"] == 1
+
+
+def test_test_rows_alone_count_and_equal_scikit_learn(run):
+    result = quietly(run)
+    table = read_table(run / "predictions.parquet")
+    rows = table[(table["method"] == "abmil") & (table["part"] == "test")]
+    order = sorted(CLASSES)
+    probabilities = rows[[f"p_{name}" for name in order]].to_numpy()
+    found = {name: entry["value"] for name, entry in result["slide"]["abmil"].items()}
+    del found["ece"]
+    assert found == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(rows["label"], rows["predicted"]),
+            "balanced_accuracy": metrics.balanced_accuracy_score(rows["label"], rows["predicted"]),
+            "auroc": metrics.roc_auc_score(
+                rows["label"], probabilities, multi_class="ovr", labels=order
+            ),
+            "f1_macro": metrics.f1_score(rows["label"], rows["predicted"], average="macro"),
+            "log_loss": metrics.log_loss(rows["label"], probabilities, labels=order),
+        }
+    )
+
+
+def test_intervals_surround_values_and_pairs_are_against_the_vote(run):
+    result = quietly(run)
+    for entry in [result["tile"], *result["slide"].values()]:
+        for name, metric in entry.items():
+            assert set(metric) == {"value", "ci_low", "ci_high"}
+            assert metric["ci_low"] <= metric["ci_high"]
+            if name not in {"ece"}:  # a sum of absolute values: its draws lie above it
+                assert metric["ci_low"] - 1e-9 <= metric["value"] <= metric["ci_high"] + 1e-9
+    pairs = {(row["a"], row["metric"]): row for row in result["paired"]}
+    assert {row["b"] for row in result["paired"]} == {"vote"}
+    assert len(pairs) == 3 * 3
+    assert pairs["abmil", "accuracy"]["difference"] == pytest.approx(6 / 36)
+    same = pairs["mean_probability", "accuracy"]
+    assert same["difference"] == same["ci_low"] == same["ci_high"] == 0
+    assert same["p"] == 1
+
+
+def test_patients_are_drawn_not_slides_or_tiles(run):
+    result = quietly(run)
+    rows = read_table(run / "tile_predictions.parquet").sort_values("tile_id")
+    patients = read_table(run / "tiles.parquet").set_index("tile_id")["patient_id"]
+    labels, predicted = (rows[c].map(CLASSES.index).to_numpy() for c in ("label", "predicted"))
+    probabilities = rows[[f"p_{name}" for name in CLASSES]].to_numpy()
+    clusters = patients[rows["tile_id"]].to_numpy(dtype=object)
+    draws = bootstrap(labels, predicted, probabilities, clusters, n_draws=200, seed=0)
+    for name, values in draws.items():
+        entry = result["tile"][name]
+        assert (entry["ci_low"], entry["ci_high"]) == pytest.approx(interval(values))
+
+
+def test_metrics_json_is_what_was_returned_with_the_digests_given(run):
+    result = quietly(run, digests={"predictions": "abc", "config": "def"})
+    document = read_json(run / "metrics.json")
+    assert document.pop("format_version") == 1
+    assert document.pop("digests") == {"predictions": "abc", "config": "def"}
+    assert document == result
+    quietly(run, n_draws=10)
+    first = digests_of(run / "metrics.json")
+    quietly(run, n_draws=11)
+    second = digests_of(run / "metrics.json")
+    assert first["predictions"] == second["predictions"]
+    assert first["config"] != second["config"]
+
+
+def test_row_and_column_order_and_storage_types_change_nothing(run):
+    expected = quietly(run)
+
+    def scramble(table):
+        table = table.sample(frac=1, random_state=1)
+        for name in ("slide_id", "method", "label", "predicted", "part"):
+            if name in table.columns:
+                table[name] = table[name].astype("category")
+        return table[[*table.columns[::-1][len(CLASSES) :], *table.columns[-len(CLASSES) :]]]
+
+    for name in ("predictions", "tile_predictions", "attention"):
+        edit(run, name, scramble if name != "attention" else lambda t: t.sample(frac=1))
+    again = quietly(run)
+    assert again.pop("looks") == 2
+    assert expected.pop("looks") == 1
+    assert json.dumps(again) == json.dumps(expected)
+    assert quietly(run, seed=1)["slide"]["vote"] != expected["slide"]["vote"]
+
+
+def test_every_look_is_counted_also_at_the_same_predictions(run):
+    for look in (1, 2):
+        assert quietly(run)["looks"] == look
+    edit(run, "predictions", lambda t: t.assign(p_NA=t["p_NA"] + 1e-5))
+    quietly(run)
+    seal = read_json(run / "seal.json")
+    digests = [entry["digest"] for entry in seal["log"]]
+    assert seal["looks"] == 3
+    assert digests[0] == digests[1] != digests[2]
+    assert digests[2] == content_digest(read_table(run / "predictions.parquet"))
+    assert all(set(entry) == {"when", "stage", "digest"} for entry in seal["log"])
+    assert pd.Timestamp(seal["log"][0]["when"]).utcoffset().total_seconds() == 0
+
+
+def test_the_seal_gives_labels_of_the_test_part_only(run):
+    table = read_table(run / "predictions.parquet")
+    few = table[(table["part"] == "val") | (table["slide_id"] == "005")]
+    labels = open_test_labels(run, few, "peek")
+    assert dict(labels) == {"005": CLASSES[2]}
+    assert read_json(run / "seal.json")["log"][0]["stage"] == "peek"
+
+
+def drop_test_slide(table):
+    return table[~((table["slide_id"] == "004") & (table["method"] == "abmil"))]
+
+
+def repeat_row(table):
+    return pd.concat([table, table[table["part"] == "test"].iloc[:1]])
+
+
+def set_first_test(table, column, value):
+    row = table.index[table["part"] == "test"][0]
+    table.loc[row, column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("predictions", drop_test_slide, r"'abmil': 1 of 36 test slides .* '004'"),
+        ("predictions", repeat_row, r"'vote' and '000' is there more than once"),
+        ("tile_predictions", repeat_row, r"'000/0.png' is there more than once"),
+        ("tile_predictions", lambda t: t[t["slide_id"] != "007"], r"1 of 36 test slides .* '007'"),
+        ("predictions", lambda t: set_first_test(t, "fold", 2), r"in fold 2; split.csv tests it"),
+        (
+            "predictions",
+            lambda t: set_first_test(t, "label", "NA"),
+            r"label 'NA', in the tile table",
+        ),
+        ("tile_predictions", lambda t: set_first_test(t, "label", "NA"), r"in the tile table"),
+        ("predictions", lambda t: set_first_test(t, "predicted", "NAA"), r"did you mean 'NA'"),
+        ("predictions", lambda t: set_first_test(t, "p_NA", np.nan), r"sum 1, .* slide '000'"),
+        ("predictions", lambda t: set_first_test(t, "p_NA", 1.5), r"1 row\(s\) with probabilities"),
+        ("predictions", lambda t: t.drop(columns="method"), r"lacks the column\(s\) method"),
+        ("predictions", lambda t: t[t["part"] == "val"], r"no row of the test part"),
+        ("predictions", lambda t: set_first_test(t, "slide_id", None), r"null in .* slide_id"),
+        ("predictions", lambda t: t.rename(columns={"p_NA": "p_N/A"}), r"'NA'"),
+        ("tile_predictions", lambda t: set_first_test(t, "tile_id", "x"), r"'x' is not a tile"),
+        ("attention", lambda t: set_first_test(t, "attention", 0.9), r"sum to 1 .* slide '000'"),
+        ("attention", lambda t: set_first_test(t, "slide_id", "001"), r"sum to 1"),
+    ],
+)
+def test_a_planted_fault_is_refused_and_metrics_are_not_written(run, name, change, message):
+    edit(run, name, change)
+    with pytest.raises(InputError, match=message):
+        quietly(run)
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_slide_tested_in_two_folds_is_refused(run):
+    split = pd.read_csv(run / "split.csv", dtype=str)
+    split.loc[split["slide_id"] == "003", "part"] = "test"
+    write_csv(run / "split.csv", split)
+    with pytest.raises(InputError, match="'003' is tested in several folds"):
+        quietly(run)
+
+
+def test_a_malformed_input_is_refused_before_the_seal_is_broken(run):
+    edit(run, "predictions", drop_test_slide)
+    with pytest.raises(InputError):
+        quietly(run)
+    assert not (run / "seal.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:only 18 patient")
+def test_few_patients_and_a_class_without_slides_are_said(run):
+    with pytest.warns(UserWarning, match=r"only 18 patient\(s\)"):
+        evaluate(run, n_draws=10, seed=0)
+    for name in ("predictions", "tile_predictions"):
+        edit(run, name, lambda t: t.assign(**{"p_new class": 0.0}))
+    with pytest.warns(UserWarning, match="no test slide of class 'new class'"):
+        result = evaluate(run, n_draws=10, seed=0)
+    nothing = {"value": None, "ci_low": None, "ci_high": None}
+    assert result["slide"]["vote"]["auroc"] == nothing
+    assert result["slide"]["vote"]["accuracy"]["value"] == pytest.approx(27 / 36)
+    undefined = [row for row in result["paired"] if row["metric"] == "auroc"]
+    assert {row["p"] for row in undefined} == {None}
+    assert "NaN" not in (run / "metrics.json").read_text(encoding="utf-8")
+
+
+def test_shuffled_labels_score_at_chance(run):
+    """The same predictions against labels that were dealt out anew, a patient at a time."""
+    patients = np.random.default_rng(3).permutation(N_SLIDES // 2)
+    dealt = {f"{i:03d}": CLASSES[patients[i // 2] % 3] for i in range(N_SLIDES)}
+    truth = {f"{i:03d}": CLASSES[(i // 2) % 3] for i in range(N_SLIDES)}
+    assert sum(dealt[s] == truth[s] for s in truth) < 24
+    edit(run, "tiles", lambda t: t.assign(slide_label=t["slide_id"].map(dealt)))
+    for name in ("predictions", "tile_predictions"):
+        edit(run, name, lambda t: t.assign(label=t["slide_id"].map(dealt)))
+    auroc = quietly(run)["slide"]["abmil"]["auroc"]
+    assert auroc["ci_low"] < 0.5 < auroc["ci_high"]
+
+
+def test_flips_are_the_slides_that_two_methods_call_differently(run):
+    table = read_table(run / "predictions.parquet")
+    flips = flipped(table, "vote", "abmil")
+    assert list(flips["slide_id"]) == [f"{i:03d}" for i in range(3, 9)]
+    assert (flips["predicted_b"] == flips["label"]).all()
+    assert (flips["predicted_a"] != flips["label"]).all()
+    assert flipped(table, "vote", "mean_probability").empty
+    with pytest.raises(InputError, match="did you mean 'abmil'"):
+        flipped(table, "vote", "abmill")
+
+
+def test_the_rival_of_the_vote_prefers_abmil_then_attention():
+    attention = pd.DataFrame({"method": ["clam", "dsmil"]})
+    methods = ["vote", "mean_probability", "abmil", "clam", "mean"]
+    assert rival(methods, attention) == "clam"
+    assert rival(methods, pd.DataFrame({"method": ["clam", "abmil"]})) == "abmil"
+    assert rival(["vote", "mean", "max"], None) == "mean"
+    assert rival(["vote", "mean_probability"], None) is None
+    assert rival(["abmil"], None) is None
+
+
+def test_without_trained_methods_there_are_no_flips_to_count(run):
+    edit(run, "predictions", lambda t: t[t["method"].isin(["vote", "mean_probability"])])
+    (run / "attention.parquet").unlink()
+    assert quietly(run)["flips"] is None
+
+
+def test_an_attention_table_without_rows_is_no_attention(run):
+    edit(run, "attention", lambda t: t.iloc[:0])
+    result = quietly(run)
+    assert result["flips"] == 6
+    assert not (run / "localisation.json").exists()
+
+
+def test_localisation_finds_attention_on_the_tiles_that_bear_the_label(run):
+    quietly(run)
+    found = read_json(run / "localisation.json")
+    assert found["n_test_slides"] == 36
+    assert found["methods"]["abmil"] == {"auroc_mean": 1.0, "auroc_pooled": 1.0, "n_slides": 36}
+    assert found["methods"]["clam"] == {"auroc_mean": 0.0, "auroc_pooled": 0.0, "n_slides": 36}
+    build(run, annotated=False)
+    quietly(run)
+    assert not (run / "localisation.json").exists()
+
+
+def test_localisation_counts_only_slides_with_tiles_of_both_kinds(run):
+    table, attention = read_table(run / "tiles.parquet"), read_table(run / "attention.parquet")
+    table.loc[table["slide_id"] == "000", "tile_label"] = "stroma"
+    table.loc[table["slide_id"] == "001", "tile_label"] = CLASSES[0]
+    # Slide 002 keeps a bearing tile of rank 2, one without of rank 1 and one of rank 6.
+    table.loc[table["slide_id"] == "002", "tile_label"] = [
+        "stroma",
+        CLASSES[1],
+        None,
+        None,
+        None,
+        "stroma",
+    ]
+    found = localisation(table, attention, ["000", "001", "002", "003"])
+    assert found["n_test_slides"] == 4
+    assert found["methods"]["abmil"]["n_slides"] == 2
+    assert found["methods"]["abmil"]["auroc_mean"] == pytest.approx((0.5 + 1) / 2)
+    assert localisation(table, attention, ["000", "001"]) is None
+
+
+def test_pooled_localisation_does_not_depend_on_slide_size():
+    """Raw weights of a large slide are all below those of a small one; ranks within are not."""
+    rows = []
+    for slide, n in (("small", 4), ("large", 400)):
+        weights = np.arange(n, 0, -1) / np.arange(n + 1).sum()
+        rows += [
+            {
+                "tile_id": f"{slide}/{t}",
+                "slide_id": slide,
+                "slide_label": "tumor",
+                "tile_label": "tumor" if t < n // 2 else "normal",
+                "part": "test",
+                "method": "abmil",
+                "attention": weights[t],
+            }
+            for t in range(n)
+        ]
+    table = pd.DataFrame(rows)
+    found = localisation(table, table, ["small", "large"])["methods"]["abmil"]
+    assert found["auroc_pooled"] == 1.0
+    assert metrics.roc_auc_score(table["tile_label"] == "tumor", table["attention"]) < 1
+
+
+def test_localisation_equals_scikit_learn_slide_by_slide():
+    rng = np.random.default_rng(0)
+    n = 300
+    table = pd.DataFrame(
+        {
+            "tile_id": [f"{t}" for t in range(n)],
+            "slide_id": rng.choice(["a", "b", "c"], n, p=[0.1, 0.3, 0.6]),
+            "slide_label": "tumor",
+            "tile_label": rng.choice(["tumor", "normal"], n),
+            "part": "test",
+            "method": "abmil",
+            "attention": rng.integers(0, 5, n) / n,  # ties
+        }
+    )
+    found = localisation(table, table, ["a", "b", "c"])["methods"]["abmil"]
+    areas = [
+        metrics.roc_auc_score(rows["tile_label"] == "tumor", rows["attention"])
+        for _, rows in table.groupby("slide_id")
+    ]
+    assert found["auroc_mean"] == pytest.approx(np.mean(areas))

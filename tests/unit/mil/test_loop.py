@@ -1,0 +1,167 @@
+"""The training loop: resume is exact, validation chooses, modes are right, schedules as torch's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mil.loop import SCHEDULES, Budget, fit
+from mil.seeds import generator
+from splits.errors import InputError
+
+
+class Probe(nn.Module):
+    """A network with dropout and batch norm that remembers the mode it was called in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2)
+        )
+        self.modes: list[tuple[bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        return self.layers(x)
+
+
+class StopHereError(Exception):
+    pass
+
+
+def train(
+    folder: Path, *, epochs: int = 6, stop_after: int | None = None, **budget: object
+) -> Probe:
+    torch.manual_seed(0)
+    model = Probe()
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+    y = (x[:, 0] > 0).long()
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if epoch == stop_after:
+            raise StopHereError
+        order = torch.from_numpy(generator(0, epoch).permutation(48))
+        for rows in order.split(16):
+            yield x[rows], y[rows]
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return {"val_loss": float(nn.functional.cross_entropy(model(x[48:]), y[48:]))}
+
+    fit(
+        model,
+        folder,
+        budget=Budget(epochs=epochs, lr=0.05, weight_decay=0.01, **budget),  # type: ignore[arg-type]
+        fabric=Fabric(accelerator="cpu", devices=1),
+        batches=batches,
+        loss=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]),
+        validate=validate,
+        seed=3,
+        digests={"data": "1", "epochs": str(epochs)},
+        card={"a": 1},
+    )
+    return model
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str) -> None:
+    train(tmp_path / "whole", optimizer=optimizer)
+    with pytest.raises(StopHereError):
+        train(tmp_path / "cut", optimizer=optimizer, stop_after=3)
+    assert not (tmp_path / "cut" / "card.json").exists()
+    train(tmp_path / "cut", optimizer=optimizer)
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    assert (whole / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
+    ends = [load_file(folder / "checkpoint" / "last.safetensors") for folder in (whole, cut)]
+    assert set(ends[0]) == set(ends[1])
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    logs = [pd.read_csv(folder / "log.csv").drop(columns="seconds") for folder in (whole, cut)]
+    pd.testing.assert_frame_equal(*logs)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = train(tmp_path)
+    again = train(tmp_path, stop_after=0)
+    assert not again.modes
+    for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_stale_checkpoint_is_not_resumed(tmp_path: Path) -> None:
+    train(tmp_path / "a", epochs=2)
+    shutil.copytree(tmp_path / "a" / "checkpoint", tmp_path / "b" / "checkpoint")
+    train(tmp_path / "b", epochs=3)
+    assert len(pd.read_csv(tmp_path / "b" / "log.csv")) == 3
+    train(tmp_path / "c", epochs=3)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "bc"]
+    assert weights[0] == weights[1]
+
+
+def test_modes_and_gradients(tmp_path: Path) -> None:
+    modes = set(train(tmp_path, epochs=2).modes)
+    assert modes == {(True, True), (False, False)}
+
+
+def test_the_best_epoch_by_validation_is_kept(tmp_path: Path) -> None:
+    train(tmp_path)
+    log = pd.read_csv(tmp_path / "log.csv")
+    chosen = log.loc[log["best"] == 1, "epoch"].max()
+    assert log["val_loss"].idxmin() == chosen
+
+
+def test_patience(tmp_path: Path) -> None:
+    train(tmp_path, epochs=200, patience=2)
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert len(log) < 200
+    assert len(log) - 1 - log["val_loss"].idxmin() == 2
+
+
+def test_divergence_is_an_error(tmp_path: Path) -> None:
+    model = nn.Linear(1, 2)
+    with pytest.raises(InputError, match="diverged"):
+        fit(
+            model,
+            tmp_path,
+            budget=Budget(epochs=1, lr=1.0, weight_decay=0.0),
+            fabric=Fabric(accelerator="cpu", devices=1),
+            batches=lambda _: [torch.full((1, 1), torch.inf)],
+            loss=lambda m, b: m(b).sum(),
+            validate=lambda _: {"val_loss": 0.0},
+            seed=0,
+            digests={},
+            card={},
+        )
+
+
+def torch_rates(build: object, n: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = build(optimizer)  # type: ignore[operator]
+    rates = []
+    for _ in range(n):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_schedules_agree_with_torch() -> None:
+    schedulers = torch.optim.lr_scheduler
+    step = SCHEDULES.create("step", epochs=60, step_size=15, gamma=0.05)
+    wanted = torch_rates(lambda o: schedulers.StepLR(o, 15, 0.05), 60)
+    assert [step(e + 0.5) for e in range(60)] == pytest.approx(wanted)
+    cosine = SCHEDULES.create("cosine", epochs=40)
+    wanted = torch_rates(lambda o: schedulers.CosineAnnealingLR(o, 40), 40)
+    assert [cosine(e) for e in range(40)] == pytest.approx(wanted)
+    n = 101  # torch counts its last step as the end of the cycle
+    one = SCHEDULES.create("onecycle", epochs=n - 1)
+    wanted = torch_rates(
+        lambda o: schedulers.OneCycleLR(o, 1.0, total_steps=n, cycle_momentum=False), n
+    )
+    assert [one(e) for e in range(n)] == pytest.approx(wanted, abs=0.05)

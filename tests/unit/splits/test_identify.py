@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+from splits import tiles as tile_table
+from splits.errors import InputError
+from splits.identity import identify
+
+BARCODE = "TCGA-{site}-{patient:04d}-01Z-00-DX{slide}"
+
+
+def _table(ids: list[str], **columns: object) -> pd.DataFrame:
+    base: dict[str, object] = {
+        "tile_id": ids,
+        "slide_label": [name.split("/")[0] for name in ids],
+        "sha256": [f"hash of {name}" for name in ids],
+        "width_px": 250,
+        "height_px": 250,
+    }
+    return tile_table.check(pd.DataFrame(base | columns))
+
+
+def _tcga(n_patients: int = 6, n_slides: int = 2, n_tiles: int = 4) -> list[str]:
+    return [
+        f"c{p % 2}/{BARCODE.format(site=f'S{p % 3}', patient=p, slide=s + 1)}_x{t * 250}_y0.jpg"
+        for p in range(n_patients)
+        for s in range(n_slides)
+        for t in range(n_tiles)
+    ]
+
+
+def _anonymous(n: int = 40) -> list[str]:
+    return [f"c{i % 2}/{i * 7919 % 65536:04x}{i:06x}.jpg" for i in range(n)]
+
+
+def _csv(path: Path, table: pd.DataFrame) -> Path:
+    table.to_csv(path, index=False)
+    return path
+
+
+def test_names_fill_every_column() -> None:
+    found, report = identify(_table(_tcga()))
+    assert report["grade"] == "A"
+    assert report["rule"] == "tcga"
+    assert report["n"] == {"tiles": 48, "slides": 12, "patients": 6, "sites": 3, "groups": 6}
+    row = found.iloc[1]
+    assert (row["slide_id"], row["patient_id"]) == ("TCGA-S0-0000-01Z-00-DX1", "TCGA-S0-0000")
+    assert (row["site_id"], row["group_id"], row["x_px"]) == ("S0", "TCGA-S0-0000", 250)
+    assert (row["id_source"], row["id_confidence"]) == ("name", np.float32(0.99))
+    assert len(tile_table.slides(found)) == 12
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize(("unit", "n_groups"), [("slide", 12), ("patient", 6), ("site", 3)])
+def test_units(unit: str, n_groups: int) -> None:
+    found, report = identify(_table(_tcga()), unit=unit)
+    assert report["n"]["groups"] == found["group_id"].nunique() == n_groups
+    assert set(found["group_id"]) == set(found[f"{unit}_id"])
+
+
+def test_a_wrong_unit_and_a_missing_site() -> None:
+    with pytest.raises(InputError, match="did you mean 'patient'"):
+        identify(_table(_tcga()), unit="patients")
+    with pytest.raises(InputError, match="neither the manifest nor the names give a site"):
+        identify(_table(_anonymous()), unit="site")
+
+
+def test_nothing_says_anything() -> None:
+    found, report = identify(_table(_anonymous()))
+    assert report["grade"] == "D"
+    assert "tile-level split" in report["reason"]
+    assert set(found["id_source"]) == {"none"}
+    assert found["group_id"].tolist() == found["tile_id"].tolist()
+
+
+def test_tiles_of_one_file_stay_together_and_are_still_no_slide() -> None:
+    ids = [f"{name}#xywh={x},0,9,9" for name in _anonymous() for x in (0, 9, 18)]
+    found, report = identify(_table(ids))
+    assert report["grade"] == "D"
+    assert found["group_id"].nunique() == 40
+
+
+def test_anonymous_course_is_grade_d() -> None:
+    data = Path(__file__).resolve().parents[3] / "../shared/data"
+    if not data.exists():
+        pytest.skip("../shared/data is not here")
+    root = data / "anonymous_course"
+    ids = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
+    _, report = identify(_table(ids), truth=data / "anonymous_course_truth.csv")
+    assert report["grade"] == "D"
+    assert report["scores"]["n_tiles"] == len(ids) == 646
+    assert report["scores"]["rl_any"] > 0.95
+
+
+def test_ucsb_images_cut_into_tiles_and_their_batch() -> None:
+    data = Path(__file__).resolve().parents[3] / "../shared/data/ucsb_breast"
+    if not data.exists():
+        pytest.skip("../shared/data is not here")
+    names = sorted(path.name for path in data.glob("*.tif"))
+    ids = [f"{name}#xywh={x},0,256,256" for name in names for x in (0, 256)]
+    labels = ["benign" if "benign" in name else "malignant" for name in sorted(ids)]
+    found, report = identify(_table(sorted(ids), slide_label=labels))
+    assert (report["grade"], report["rule"]) == ("A", "ucsb")
+    assert report["n"]["slides"] == report["n"]["groups"] == 58
+    # Ten arrays, some of them scanned on several dates: the batch is array and date.
+    assert set(found["site_id"]) == {"_".join(name.split("_")[:2]) for name in names}
+
+
+def test_tiles_without_identity_are_listed_and_leave() -> None:
+    ids = [*_tcga(n_tiles=20), "c0/odd.jpg", "c1/odder.jpg"]
+    found, report = identify(_table(ids))
+    assert report["unidentified"] == ["c0/odd.jpg", "c1/odder.jpg"]
+    assert len(found) == 240
+    assert report["grade"] == "A"
+    more = [f"c0/odd{i}.jpg" for i in range(6)]
+    assert identify(_table([*ids, *more]))[1]["grade"] == "C"
+
+
+def test_weak_names_give_grade_c() -> None:
+    ids = [f"c{s % 2}/{s:02d}_{i}.png" for s in range(8) for i in range(5)]
+    found, report = identify(_table(ids))
+    assert (report["grade"], report["rule"]) == ("C", "weak")
+    assert set(found["slide_id"]) == {f"{s:02d}" for s in range(8)}
+
+
+def test_a_label_as_rule_is_refused() -> None:
+    with pytest.raises(InputError, match="label is no identity"):
+        identify(_table(_anonymous()), rule=r"^(?P<slide>[^/]+)/")
+
+
+def test_a_regex_rule() -> None:
+    ids = [f"c{s % 2}/scan{s}-tile{i}.png" for s in range(8) for i in range(5)]
+    found, report = identify(_table(ids), rule=r"(?P<slide>scan\d+)")
+    assert report["grade"] == "A"
+    assert set(found["slide_id"]) == {f"scan{s}" for s in range(8)}
+
+
+def test_a_slide_with_two_labels_is_refused() -> None:
+    ids = [name.replace("c0/", "c1/") if "x0_" in name else name for name in _tcga()]
+    with pytest.raises(
+        InputError, match=r"6 slide\(s\) with more than one slide_label: .*: c0 and c1"
+    ):
+        identify(_table(ids))
+
+
+def test_copies_across_patients_merge_and_are_a_conflict() -> None:
+    table = _table(_tcga())
+    first, second = 0, 44
+    assert table["slide_label"][first] != table["slide_label"][second]
+    table.loc[second, "sha256"] = table.loc[first, "sha256"]
+    found, report = identify(table)
+    tiles = [table.loc[first, "tile_id"], table.loc[second, "tile_id"]]
+    assert report["grade"] == "C"
+    assert report["conflicts"] == [
+        {
+            "level": "patient",
+            "ids": ["TCGA-S0-0000", "TCGA-S2-0005"],
+            "tiles": tiles,
+            "evidence": "identical pixels",
+        }
+    ]
+    assert report["merges"] == [
+        {"group_id": "TCGA-S0-0000", "members": ["TCGA-S0-0000", "TCGA-S2-0005"]}
+    ]
+    assert found["group_id"].nunique() == 5
+    assert found["patient_id"].nunique() == 6  # content merges groups, it rewrites no id
+    untouched, without = identify(table, content=False)
+    assert (untouched["group_id"].nunique(), without["grade"]) == (6, "A")
+
+
+def test_copies_within_a_patient_change_nothing() -> None:
+    table = _table(_tcga())
+    table.loc[1, "sha256"] = table.loc[0, "sha256"]
+    _, report = identify(table)
+    assert (report["grade"], report["merges"], report["conflicts"]) == ("A", [], [])
+
+
+def test_blank_tiles_link_nothing() -> None:
+    table = _table(_tcga())
+    copies = [0, 44]
+    table.loc[copies, "sha256"] = "same"
+
+    def glass(tile_id: str) -> npt.NDArray[np.uint8]:
+        return np.full((8, 8, 3), 244, dtype=np.uint8)
+
+    def tissue(tile_id: str) -> npt.NDArray[np.uint8]:
+        return np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+
+    assert identify(table, read=glass)[1]["grade"] == "A"
+    assert identify(table, read=tissue)[1]["grade"] == "C"
+    # Without pixels, a hash that many patients share is glass.
+    table.loc[range(0, 48, 8), "sha256"] = "white"
+    table.loc[44, "sha256"] = "other"
+    found, report = identify(table)
+    assert found["group_id"].nunique() == 6
+    assert any("blank" in note for note in report["notes"])
+
+
+def test_copies_alone_reach_grade_b_or_stay_d() -> None:
+    ids = _anonymous()
+    hashes = [f"h{i // 4}" for i in range(len(ids))]
+    labels = ["c"] * len(ids)
+    table = _table(sorted(ids), sha256=hashes, slide_label=labels)
+
+    def tissue(tile_id: str) -> npt.NDArray[np.uint8]:
+        return np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+
+    found, report = identify(table, read=tissue)
+    assert report["grade"] == "B"
+    assert set(found["id_source"]) == {"content"}
+    assert found["slide_id"].nunique() == found["group_id"].nunique() == 10
+    few = table.assign(sha256=[f"h{max(i, 3)}" for i in range(len(ids))])
+    found, report = identify(few, read=tissue)
+    assert report["grade"] == "D"
+    assert report["sources"] == {"manifest": 0, "name": 0, "content": 4, "none": 36}
+
+
+def test_row_order_does_not_matter() -> None:
+    table = _table([*_tcga(), "c0/odd.jpg"])
+    table.loc[47, "sha256"] = table.loc[2, "sha256"]
+    shuffled = table.sample(frac=1, random_state=5)
+    (left, left_report), (right, right_report) = identify(table), identify(shuffled)
+    pd.testing.assert_frame_equal(left, right)
+    assert left_report == right_report
+
+
+# ---- manifests ----
+
+
+def test_a_manifest_of_tiles(tmp_path: Path) -> None:
+    ids = sorted(_anonymous())
+    slides = [f"{i // 4:02d}" for i in range(len(ids))]
+    rows = pd.DataFrame(
+        {
+            "path": ids,
+            "slide": slides,
+            "case": [f"NA{int(name) // 2}" for name in slides],
+            "site": ["3E" if int(name) < 4 else "05" for name in slides],
+            "label": ["x" if int(name) % 2 else "y" for name in slides],
+            "tissue": "stroma",
+        }
+    )
+    found, report = identify(_table(ids), manifest=_csv(tmp_path / "m.csv", rows))
+    assert report["grade"] == "A"
+    assert report["manifest"]["by_path"] == 40
+    assert set(found["id_source"]) == {"manifest"}
+    assert set(found["id_confidence"]) == {1.0}
+    assert set(found["site_id"]) == {"3E", "05"}
+    assert set(found["slide_label"]) == {"x", "y"}
+    assert report["n"]["groups"] == 5
+    with pytest.raises(InputError, match="matches 39 of 40 tiles"):
+        identify(_table(ids), manifest=_csv(tmp_path / "short.csv", rows.iloc[1:]))
+    rows.loc[0, "case"] = "NA9"
+    with pytest.raises(InputError, match="more than one patient_id: 00: NA0 and NA9"):
+        identify(_table(ids), manifest=_csv(tmp_path / "bad.csv", rows))
+
+
+def test_a_manifest_wins_over_names_and_keeps_their_patients(tmp_path: Path) -> None:
+    ids = sorted(_tcga())
+    own = [name.split("/")[1].split("_x")[0].lower() for name in ids]
+    manifest = _csv(tmp_path / "m.csv", pd.DataFrame({"path": ids, "slide_id": own}))
+    found, report = identify(_table(ids), manifest=manifest)
+    assert set(found["slide_id"]) == set(own)
+    assert found["patient_id"].nunique() == report["n"]["groups"] == 6
+    assert found["x_px"].notna().all()
+
+
+def test_a_manifest_of_tissue_labels_leaves_identity_to_the_names(tmp_path: Path) -> None:
+    ids = sorted(_tcga())
+    rows = pd.DataFrame({"tile_id": ids[:10], "tile_label": "tumour"})
+    found, report = identify(_table(ids), manifest=_csv(tmp_path / "m.csv", rows))
+    assert report["rule"] == "tcga"
+    assert found["tile_label"].notna().sum() == 10
+    assert report["manifest"]["unmatched"] == 38
+
+
+def test_a_manifest_of_slides(tmp_path: Path) -> None:
+    ids = sorted(_tcga())
+    slides = sorted({name.split("/")[1].split("_x")[0] for name in ids})
+    rows = pd.DataFrame(
+        {"slide_id": slides, "site": "Site-28", "label": [f"l{i % 2}" for i in range(len(slides))]}
+    )
+    found, report = identify(_table(ids), manifest=_csv(tmp_path / "m.csv", rows))
+    assert report["grade"] == "A"
+    assert set(found["site_id"]) == {"Site-28"}
+    expected = dict(zip(slides, rows["label"], strict=True))
+    assert found["slide_label"].tolist() == found["slide_id"].map(expected).tolist()
+    with pytest.raises(InputError, match="no row for 1 of 12 slides"):
+        identify(_table(ids), manifest=_csv(tmp_path / "m.csv", rows.iloc[1:]))
+    with pytest.raises(InputError, match="one row a slide"):
+        identify(_table(_anonymous()), manifest=_csv(tmp_path / "m.csv", rows))

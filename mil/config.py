@@ -173,7 +173,7 @@ class Train(_Section):
     augment: Augment = Augment()
     """Random views."""
     patience: PositiveInt | None = None
-    """Stop after so many epochs without a better validation loss."""
+    """Stop after so many epochs without a better one by validation."""
 
 
 class Aggregator(Choice):
@@ -199,7 +199,7 @@ class Mil(_Section):
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay."""
     patience: PositiveInt | None = 20
-    """Stop after so many epochs without a better validation loss."""
+    """Stop after so many epochs without a better one by validation."""
 
 
 class Evaluate(_Section):

@@ -107,7 +107,7 @@ def fit(
 ) -> None:
     """Train ``model`` in place and leave it with the weights of the best epoch.
 
-    Writes ``model.safetensors`` (best validation loss), ``log.csv``, ``checkpoint/`` and, when
+    Writes ``model.safetensors`` (best epoch), ``log.csv``, ``checkpoint/`` and, when
     done, ``card.json``. With a card of the same digests it only loads the weights; with a
     checkpoint of the same digests it goes on after the last finished epoch.
 
@@ -118,7 +118,8 @@ def fit(
         fabric: Device and precision.
         batches: Epoch number -> training batches, the same for the same number.
         loss: Mean loss of a batch.
-        validate: Called in eval mode and without gradients; ``val_loss`` chooses the epoch.
+        validate: Called in eval mode and without gradients; the epoch of the highest
+            ``val_accuracy`` is kept, among equals the one of the lowest ``val_loss``.
         seed: Everything random follows from it.
         digests: Of all inputs.
         card: What a user of the weights must know.
@@ -171,7 +172,7 @@ def fit(
                 f"lower the learning rate ({budget.lr:g})"
             )
             raise InputError(message)
-        best = scores["val_loss"] < min((row["val_loss"] for row in log), default=np.inf)
+        best = _merit(scores) > max(map(_merit, log), default=(-np.inf, -np.inf))
         log.append(
             {
                 "epoch": epoch,
@@ -207,6 +208,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except (RuntimeError, OSError) as error:
         message = f"{path} does not fit this model: {str(error).splitlines()[0]}"
         raise InputError(message) from error
+
+
+def _merit(scores: Mapping[str, float]) -> tuple[float, float]:
+    """Accuracy chooses, loss breaks ties.
+
+    With a handful of validation slides, one that is wrong with confidence rules the loss, and the
+    loss alone would keep the first, untrained epoch.
+    """
+    return scores["val_accuracy"], -scores["val_loss"]
 
 
 def _out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:

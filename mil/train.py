@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
 from mil import devices, encode, loop, predict
@@ -33,7 +33,8 @@ __all__ = ["aggregators", "check", "encoders"]
 
 Say = Callable[[str], object]
 Rows = npt.NDArray[np.int64]
-_PROBE_C = tuple(float(c) for c in np.logspace(-5, 1, 7))
+_PROBE_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_PROBE_FOLDS = 4
 _EVAL_BATCH = 128
 
 
@@ -223,30 +224,33 @@ def _probe(
     digests: dict[str, str],
     say: Say,
 ) -> None:
-    """Fit the linear tile classifier of a frozen encoder; validation chooses its strength."""
+    """Fit the linear tile classifier of a frozen encoder on training slides.
+
+    Its strength is chosen by grouped cross-validation over the training slides: they are several
+    times as many as the validation slides, which stay unseen.
+    """
     folder = run / "encoder" / f"fold{fold.number}"
     digests = {**digests, "training": digest([fold.split, fold.number, config.seed])}
     if is_current(folder / "card.json", digests):
         loop.load_weights(encoder, folder / "model.safetensors")
         return
-    train, val = fold.rows("train"), fold.rows("val")
-    x = np.asarray(features[train], dtype=np.float64)
+    rows = fold.rows("train")
+    x = np.asarray(features[rows], dtype=np.float64)
     mean, std = x.mean(0), x.std(0) + 1e-6
-    val_x = (features[val] - mean) / std
-    losses: dict[float, float] = {}
-    models: dict[float, LogisticRegression] = {}
+    x = (x - mean) / std
+    target, slides, share = fold.target[rows], fold.slide_of[rows], _slide_weights(fold, rows)
+    parts = list(StratifiedGroupKFold(_PROBE_FOLDS).split(x, target, slides))
+    accuracy: dict[float, float] = {}
     for strength in _PROBE_C:
-        model = LogisticRegression(C=strength, max_iter=1000)
-        model.fit((x - mean) / std, fold.target[train], _slide_weights(fold, train))
-        models[strength] = model
-        losses[strength] = log_loss(
-            fold.target[val],
-            model.predict_proba(val_x),
-            labels=np.arange(len(fold.classes)),
-            sample_weight=_slide_weights(fold, val),
-        )
-    best = min(losses, key=lambda strength: (losses[strength], strength))
-    weight, bias = models[best].coef_ / std, models[best].intercept_
+        right = np.zeros(len(rows))
+        for fitted, held_out in parts:
+            model = LogisticRegression(C=strength, max_iter=300)
+            model.fit(x[fitted], target[fitted], share[fitted])
+            right[held_out] = model.predict(x[held_out]) == target[held_out]
+        accuracy[strength] = float(np.average(right, weights=share))
+    best = max(accuracy, key=lambda strength: (accuracy[strength], -strength))
+    final = LogisticRegression(C=best, max_iter=1000).fit(x, target, share)
+    weight, bias = final.coef_ / std, final.intercept_
     if len(fold.classes) == 2:
         # scikit-learn keeps one row for two classes: the other class has logit 0.
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
@@ -254,9 +258,9 @@ def _probe(
         encoder.head.weight.copy_(torch.from_numpy(weight))
         encoder.head.bias.copy_(torch.from_numpy(bias - weight @ mean))
     loop.save_weights(encoder, folder / "model.safetensors")
-    probe = {"C": best, "val_loss": {f"{k:g}": v for k, v in losses.items()}}
+    probe = {"C": best, "inner_accuracy": {f"{k:g}": v for k, v in accuracy.items()}}
     write_json(folder / "card.json", {**card, "probe": probe}, digests)
-    say(f"fold {fold.number}: linear tile classifier, C={best:g}, val_loss {losses[best]:.3f}")
+    say(f"fold {fold.number}: linear tile classifier, C={best:g}, inner {accuracy[best]:.3f}")
 
 
 def _scale(tiles: npt.NDArray[np.uint8], rows: Rows) -> tuple[Tensor, Tensor]:

@@ -125,19 +125,19 @@ def test_an_adapted_encoder_is_rebuilt_from_its_own_weights(checkpoint: Path) ->
     assert encoder.mean.tolist() == pytest.approx([UNIT * m for m in TYPICAL_MEAN])
 
 
-def tiles(n: int = 8, size: int = 24) -> torch.Tensor:
+def random_tiles(n: int = 8, size: int = 24) -> torch.Tensor:
     return torch.randint(0, 256, (n, 2, size, size), dtype=torch.uint8)
 
 
 def test_no_augmentation_is_the_tile() -> None:
-    x = tiles()
+    x = random_tiles()
     assert torch.allclose(random_view(x, 24, np.random.default_rng(0)), x.float(), atol=1e-2)
     assert torch.equal(centre_view(x, 24), x.float())
     assert torch.equal(centre_view(x, 20), x[..., 2:22, 2:22].float())
 
 
 def test_flips_and_turns_are_exact_members_of_the_dihedral_group() -> None:
-    x = tiles(64, 9)
+    x = random_tiles(64, 9)
     views = random_view(x, 9, np.random.default_rng(0), horizontal_flip=True, quarter_turns=True)
     seen = set()
     for tile, view in zip(x.float(), views, strict=True):
@@ -159,7 +159,7 @@ def test_crops_stay_inside_the_tile() -> None:
 
 
 def test_stain_jitter_keeps_order_and_stays_in_range() -> None:
-    x = tiles(4)
+    x = random_tiles(4)
     for optical in (True, False):
         view = random_view(x, 24, np.random.default_rng(0), stain_jitter=0.5, optical=optical)
         assert view.min() >= 0
@@ -172,7 +172,7 @@ def test_stain_jitter_keeps_order_and_stays_in_range() -> None:
 
 
 def test_views_follow_from_the_generator() -> None:
-    x = tiles()
+    x = random_tiles()
     settings = {"crop_scale": (0.3, 1.0), "horizontal_flip": True, "stain_jitter": 0.2}
     a, b, c = (random_view(x, 16, np.random.default_rng(s), **settings) for s in (1, 1, 2))  # type: ignore[arg-type]
     assert torch.equal(a, b)

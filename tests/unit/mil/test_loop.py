@@ -53,7 +53,11 @@ def train(
             yield x[rows], y[rows]
 
     def validate(model: nn.Module) -> dict[str, float]:
-        return {"val_loss": float(nn.functional.cross_entropy(model(x[48:]), y[48:]))}
+        logits = model(x[48:])
+        return {
+            "val_loss": float(nn.functional.cross_entropy(logits, y[48:])),
+            "val_accuracy": float((logits.argmax(1) == y[48:]).float().mean()),
+        }
 
     fit(
         model,
@@ -113,14 +117,15 @@ def test_the_best_epoch_by_validation_is_kept(tmp_path: Path) -> None:
     train(tmp_path)
     log = pd.read_csv(tmp_path / "log.csv")
     chosen = log.loc[log["best"] == 1, "epoch"].max()
-    assert log["val_loss"].idxmin() == chosen
+    ranked = log.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
+    assert ranked.index[0] == chosen
 
 
 def test_patience(tmp_path: Path) -> None:
     train(tmp_path, epochs=200, patience=2)
     log = pd.read_csv(tmp_path / "log.csv")
     assert len(log) < 200
-    assert len(log) - 1 - log["val_loss"].idxmin() == 2
+    assert len(log) - 1 - log.loc[log["best"] == 1, "epoch"].max() == 2
 
 
 def test_divergence_is_an_error(tmp_path: Path) -> None:
@@ -133,7 +138,7 @@ def test_divergence_is_an_error(tmp_path: Path) -> None:
             fabric=Fabric(accelerator="cpu", devices=1),
             batches=lambda _: [torch.full((1, 1), torch.inf)],
             loss=lambda m, b: m(b).sum(),
-            validate=lambda _: {"val_loss": 0.0},
+            validate=lambda _: {"val_loss": 0.0, "val_accuracy": 0.0},
             seed=0,
             digests={},
             card={},

@@ -174,6 +174,8 @@ class Train(_Section):
     """Random views."""
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better one by validation."""
+    burn_in: float = Field(0.5, ge=0, lt=1)
+    """Share of the epochs before one may be kept: few slides can favour an untrained epoch."""
 
 
 class Aggregator(Choice):
@@ -200,6 +202,8 @@ class Mil(_Section):
     """Weight decay."""
     patience: PositiveInt | None = 20
     """Stop after so many epochs without a better one by validation."""
+    burn_in: float = Field(0.5, ge=0, lt=1)
+    """Share of the epochs before one may be kept: few slides can favour an untrained epoch."""
 
 
 class Evaluate(_Section):

@@ -89,6 +89,7 @@ class Budget:
     schedule: str = "cosine"
     schedule_args: Mapping[str, Any] | None = None
     patience: int | None = None
+    burn_in: float = 0.0
 
 
 def fit(
@@ -146,6 +147,7 @@ def fit(
     wrapped, optimizer = fabric.setup(model, optimizer)
     checkpoint = folder / "checkpoint" / "last.safetensors"
     log = _resume(checkpoint, model, optimizer, digests)
+    first = min(int(budget.burn_in * budget.epochs), budget.epochs - 1)
     while len(log) < budget.epochs and not _out_of_patience(log, budget.patience):
         epoch = len(log)
         began = time.perf_counter()
@@ -172,7 +174,8 @@ def fit(
                 f"lower the learning rate ({budget.lr:g})"
             )
             raise InputError(message)
-        best = _merit(scores) > max(map(_merit, log), default=(-np.inf, -np.inf))
+        kept = [_merit(row) for row in log if row["best"]]
+        best = epoch >= first and (not kept or _merit(scores) > kept[-1])
         log.append(
             {
                 "epoch": epoch,
@@ -190,8 +193,8 @@ def fit(
         if after_epoch is not None:
             after_epoch(f"epoch {epoch + 1}/{budget.epochs} val_loss {scores['val_loss']:.3f}")
     load_weights(model, weights)
-    chosen = max((row for row in log if row["best"]), key=lambda row: row["epoch"])
-    write_json(folder / "card.json", {**card, "chosen_epoch": chosen["epoch"]}, digests)
+    chosen = [row["epoch"] for row in log if row["best"]][-1]
+    write_json(folder / "card.json", {**card, "chosen_epoch": chosen}, digests)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -211,17 +214,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _merit(scores: Mapping[str, float]) -> tuple[float, float]:
-    """Accuracy chooses, loss breaks ties.
-
-    With a handful of validation slides, one that is wrong with confidence rules the loss, and the
-    loss alone would keep the first, untrained epoch.
-    """
+    """Accuracy chooses, loss breaks ties: one slide that is wrong with confidence rules a loss."""
     return scores["val_accuracy"], -scores["val_loss"]
 
 
 def _out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:
-    best = max((row["epoch"] for row in log if row["best"]), default=0)
-    return patience is not None and len(log) - 1 - best >= patience
+    best = [row["epoch"] for row in log if row["best"]]
+    return patience is not None and bool(best) and len(log) - 1 - best[-1] >= patience
 
 
 def _save_checkpoint(

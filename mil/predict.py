@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ def predict_run(run: Path, config: Config) -> dict[str, str]:
     digests = {
         "identity": all_folds[0].identity,
         "split": all_folds[0].split,
-        "models": digest(_cards(run, config, all_folds)),
+        "models": digest(_weights(run, config, all_folds)),
     }
     # attention.parquet is written last: with it, all three are there.
     if is_current(run / "attention.parquet", digests):
@@ -309,7 +310,7 @@ def _trained_aggregator(run: Path, choice: Choice, fold: Fold, dim: int) -> Scal
     return model.eval()
 
 
-def _cards(run: Path, config: Config, all_folds: Sequence[Fold]) -> list[dict[str, str]]:
+def _weights(run: Path, config: Config, all_folds: Sequence[Fold]) -> list[str]:
     folders = [
         *(run / "encoder" / f"fold{fold.number}" for fold in all_folds),
         *(
@@ -320,7 +321,15 @@ def _cards(run: Path, config: Config, all_folds: Sequence[Fold]) -> list[dict[st
     ]
     for folder in folders:
         _require(folder / "card.json", run)
-    return [digests_of(folder / "card.json") for folder in folders]
+    return [_content(folder / "model.safetensors") for folder in folders]
+
+
+def _content(path: Path) -> str:
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
 
 
 def _require(path: Path, run: Path) -> None:

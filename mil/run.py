@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mil import encode, evaluate, predict, prepare, report, settings, train
-from mil.config import Config, Data, Identity
+from mil.config import Config, Data, Encoder, Split, Train
 from mil.phantom import Phantom
 from splits.artifacts import digest, is_current
 from splits.images import read_tile
@@ -68,5 +68,8 @@ def report_run(path: Path, config: Config) -> Path:
 def demo_config() -> Config:
     """What ``slidewise demo`` runs: the same experiment as ``configs/phantom.yaml``."""
     return Config(
-        data=Data(phantom=Phantom(n_blank=6, n_blurred=6, n_truncated=1)), identity=Identity()
+        data=Data(phantom=Phantom(n_blank=6, n_blurred=6, n_truncated=1)),
+        split=Split(folds=3),
+        encoder=Encoder(resize_px=64, image_px=64),
+        train=Train(epochs=10, lr=1e-3),
     )

@@ -121,6 +121,14 @@ def test_the_best_epoch_by_validation_is_kept(tmp_path: Path) -> None:
     assert ranked.index[0] == chosen
 
 
+def test_no_epoch_of_the_burn_in_is_kept(tmp_path: Path) -> None:
+    train(tmp_path, burn_in=0.5)
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert not log["best"][:3].any()
+    late = log[3:].sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
+    assert log.loc[log["best"] == 1, "epoch"].max() == late.index[0]
+
+
 def test_patience(tmp_path: Path) -> None:
     train(tmp_path, epochs=200, patience=2)
     log = pd.read_csv(tmp_path / "log.csv")

@@ -329,10 +329,10 @@ def _fail(message: str, code: int) -> None:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], *_: object, **__: object
+    message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object
 ) -> None:
-    # Our own warnings are for the user; those of libraries are not.
-    if category is UserWarning and "slidewise" not in str(message).lower():
+    # What our own code warns of is for the user; the libraries' warnings are for us.
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
         typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 

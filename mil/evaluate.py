@@ -176,7 +176,8 @@ def open_test_labels(run: Path, predictions: pd.DataFrame, stage: str) -> pd.Ser
         "stage": stage,
         "digest": content_digest(predictions),
     }
-    write_json(path, {"looks": len(log) + 1, "log": [*log, entry]}, {})
+    digests = {"predictions": entry["digest"]}
+    write_json(path, {"looks": len(log) + 1, "log": [*log, entry]}, digests)
     return labels
 
 

@@ -71,5 +71,5 @@ def demo_config() -> Config:
         data=Data(phantom=Phantom(n_blank=6, n_blurred=6, n_truncated=1)),
         split=Split(folds=3),
         encoder=Encoder(resize_px=64, image_px=64),
-        train=Train(epochs=10, lr=1e-3),
+        train=Train(epochs=6, lr=1e-3),
     )

@@ -139,7 +139,9 @@ def _add_fold(
     rows = rows.sort_values("epoch")
     last = list(columns)[-1]
     for column, (words, dash) in columns.items():
-        kept = rows["best"].to_numpy()
+        # "best" marks every epoch that was the best so far; the last of them was kept.
+        best = rows.loc[rows["best"].astype(bool), "epoch"].max()
+        kept = (rows["epoch"] == best).to_numpy()
         star = column == last
         figure.add_scatter(
             x=rows["epoch"], y=rows[column], name=f"fold {label(fold)}",

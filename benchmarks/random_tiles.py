@@ -1,4 +1,4 @@
-"""How much a random tile split flatters: one linear classifier on one feature matrix, split two ways.
+"""How much a random tile split flatters: one linear classifier, one feature matrix, two splits.
 
     python benchmarks/random_tiles.py RUN
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mil import encode, evaluate, predict, prepare, report, settings, train
 from mil.config import Config, Data, Encoder, Split, Train
 from mil.phantom import Phantom
-from splits.artifacts import digest, is_current
+from splits.artifacts import digest, digests_of, is_current
 from splits.images import read_tile
 
 __all__ = ["demo_config", "evaluate_run", "report_run", "run", "train_run"]
@@ -54,7 +54,7 @@ def train_run(
 def evaluate_run(path: Path, config: Config) -> None:
     """``metrics.json``; a second look at the same predictions is not taken."""
     draws = {"n_draws": config.evaluate.bootstrap, "seed": config.seed}
-    digests = {**predict.predict_run(path, config), "evaluate": digest(draws)}
+    digests = {**digests_of(path / "predictions.parquet"), "evaluate": digest(draws)}
     if not is_current(path / "metrics.json", digests):
         evaluate.evaluate(path, **draws, digests=digests)
 

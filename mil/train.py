@@ -16,14 +16,15 @@ from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from mil import devices, encode, loop, predict
+from mil import devices, encode, loop
 from mil.aggregators import AGGREGATORS
+from mil.cohort import Fold, folds_of
 from mil.config import Config
 from mil.data import cache
 from mil.data.bags import Bags, Batch
 from mil.encoders import TileEncoder, check_name
 from mil.encoders.augment import centre_view, random_view
-from mil.predict import Fold
+from mil.models import new_aggregator, new_encoder
 from mil.seeds import derive, generator
 from splits.artifacts import digest, is_current, write_json
 from splits.errors import InputError
@@ -57,8 +58,8 @@ def encoders(run: Path, config: Config, say: Say = print) -> None:
     """Train (or, frozen, probe) the tile encoder of every fold and write its features."""
     fabric = devices.fabric(config.compute)
     seen_pixels = encode.pixels(run, config)
-    for fold in predict.folds_of(run, config):
-        encoder = predict.new_encoder(config, fold.classes, load_weights=True)
+    for fold in folds_of(run, config):
+        encoder = new_encoder(config, fold.classes, load_weights=True)
         card = {
             "encoder": config.encoder.model_dump(mode="json"),
             "classes": fold.classes,
@@ -89,9 +90,8 @@ def encoders(run: Path, config: Config, say: Say = print) -> None:
 def aggregators(run: Path, config: Config, say: Say = print) -> None:
     """Train every aggregator of the config on every fold's bags."""
     fabric = devices.fabric(config.compute)
-    for fold in predict.folds_of(run, config):
-        unseen = {*fold.slides["val"], *fold.slides["test"]}
-        features = encode.read_features(run, fold.number, unseen=unseen)
+    for fold in folds_of(run, config):
+        features = encode.read_features(run, fold.number, unseen=fold.unseen)
         bags = Bags(features, fold.rows_by_slide, fold.labels)
         entry = encode.fold_meta(run, fold.number)
         for choice in config.mil.aggregators:
@@ -104,7 +104,7 @@ def aggregators(run: Path, config: Config, say: Say = print) -> None:
             }
             seed = derive(config.seed, "aggregator", choice.name, fold.number)
             torch.manual_seed(seed)
-            model = predict.new_aggregator(choice, bags.dim, len(fold.classes))
+            model = new_aggregator(choice, bags.dim, len(fold.classes))
             model.standardise(features[fold.rows("train")])
             loop.fit(
                 model,

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from mil import encode, predict, prepare, settings, train
+from mil.cohort import folds_of
 from mil.run import run, train_run
 from splits.artifacts import digests_of, read_json, read_table
 from splits.errors import InputError, NegativeVerdictError
@@ -164,20 +165,19 @@ def test_a_leaking_split_stops_before_training(copied: Path) -> None:
 
 def test_features_of_an_encoder_that_saw_the_slide_are_refused(copied: Path) -> None:
     meta = json.loads((copied / "features" / "meta.json").read_text())
-    fold = next(predict.folds_of(copied, smoke()))
+    fold = next(folds_of(copied, smoke()))
     meta["folds"]["0"]["slides_seen"].append(fold.slides["test"][0])
     (copied / "features" / "meta.json").write_text(json.dumps(meta))
-    unseen = {*fold.slides["val"], *fold.slides["test"]}
     with pytest.raises(InputError, match="saw 1 validation or test slide"):
-        encode.read_features(copied, 0, unseen=unseen)
+        encode.read_features(copied, 0, unseen=fold.unseen)
 
 
 def test_cards_name_the_slides_that_were_seen(finished: Path) -> None:
-    for fold in predict.folds_of(finished, smoke()):
+    for fold in folds_of(finished, smoke()):
         for folder in ("encoder", "aggregators/abmil"):
             card = read_json(finished / folder / f"fold{fold.number}" / "card.json")
             assert card["slides_seen"] == fold.slides["train"]
-            assert not set(card["slides_seen"]) & {*fold.slides["val"], *fold.slides["test"]}
+            assert not set(card["slides_seen"]) & fold.unseen
 
 
 def test_new_slides_are_classified(copied: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_real_organs(tmp_path: Path, shared_data: Callable[[str], Path]) -> None
     split = pd.read_csv(tmp_path / "split.csv", dtype=str)
     tested = split.loc[split["part"] == "test", "slide_id"]
     assert sorted(tested) == sorted(table["slide_id"].unique())
-    for fold in predict.folds_of(tmp_path, config):
+    for fold in folds_of(tmp_path, config):
         assert all(fold.slides[part] for part in ("train", "val", "test"))
     left = pd.read_csv(tmp_path / "skipped.csv")
     assert (left["cause"].str.contains("not in data.classes")).sum() == 1075 - 899

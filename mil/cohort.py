@@ -1,0 +1,92 @@
+"""One fold of a run, in the rows of its tile table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mil.config import Config
+from mil.prepare import read_tiles
+from splits import folds as folding
+from splits import tiles
+from splits.artifacts import digest, digests_of
+from splits.errors import InputError
+
+__all__ = ["Fold", "folds_of"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Who trains, validates and tests.
+
+    Attributes:
+        number: From 0.
+        classes: Class names; a class index is a place in it.
+        slides: Part (train, val, test) -> its slides, sorted.
+        labels: Slide -> class index.
+        rows_by_slide: Slide -> rows of the tile table, ascending.
+        tile_ids: Tile of each row, ``(n_tiles,)``.
+        slide_of: Slide of each row, ``(n_tiles,)``.
+        target: Class index of each row, that of its slide, ``(n_tiles,)`` int64.
+        identity: Digest of the tile table.
+        split: Digest of the split.
+    """
+
+    number: int
+    classes: list[str]
+    slides: dict[str, list[str]]
+    labels: dict[str, int]
+    rows_by_slide: dict[str, npt.NDArray[np.int64]] = field(repr=False)
+    tile_ids: npt.NDArray[np.object_] = field(repr=False)
+    slide_of: npt.NDArray[np.object_] = field(repr=False)
+    target: npt.NDArray[np.int64] = field(repr=False)
+    identity: str
+    split: str
+
+    def rows(self, *parts: str) -> npt.NDArray[np.int64]:
+        """Rows of all tiles in these parts, ascending."""
+        slides = [slide for part in parts for slide in self.slides[part]]
+        return np.sort(np.concatenate([self.rows_by_slide[slide] for slide in slides]))
+
+    @property
+    def unseen(self) -> set[str]:
+        """Slides that no weight of this fold may have met: validation and test."""
+        return {*self.slides["val"], *self.slides["test"]}
+
+
+def folds_of(run: Path, config: Config) -> Iterator[Fold]:
+    """The folds of a run's split.
+
+    Raises:
+        InputError: The split is missing or of another tile table.
+    """
+    table = read_tiles(run)
+    split = folding.load(run)
+    found = digests_of(run / "split.json")
+    identity = tiles.identity_digest(table)
+    if found.get("identity") != identity:
+        message = f"{run}/split.csv is of another tile table: run `slidewise split {run}` again"
+        raise InputError(message)
+    slides = tiles.slides(table)
+    classes = list(config.data.classes or sorted(slides["label"].unique()))
+    index = {name: i for i, name in enumerate(classes)}
+    labels = {s: index[c] for s, c in slides[["slide_id", "label"]].itertuples(index=False)}
+    slide_of = table["slide_id"].to_numpy(dtype=object)
+    rows = {str(k): np.sort(v) for k, v in table.groupby("slide_id").indices.items()}
+    for number in sorted(split.table["fold"].unique()):
+        yield Fold(
+            number=int(number),
+            classes=classes,
+            slides={part: sorted(names) for part, names in folding.parts(split, number).items()},
+            labels=labels,
+            rows_by_slide=rows,
+            tile_ids=table["tile_id"].to_numpy(dtype=object),
+            slide_of=slide_of,
+            target=np.array([labels[name] for name in slide_of], dtype=np.int64),
+            identity=identity,
+            split=digest([found, split.digest]),
+        )

@@ -1,0 +1,136 @@
+"""The models of a fold: built from the config, loaded from a run, and what they say of bags."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mil import loop
+from mil.aggregators import AGGREGATORS
+from mil.aggregators.scaled import Scaled
+from mil.aggregators.voting import Votes, mean_probability, plurality_vote
+from mil.config import Choice, Config
+from mil.data.cache import CHANNELS
+from mil.encoders import TileEncoder, create
+from splits.errors import InputError
+
+__all__ = ["Models", "new_aggregator", "new_encoder", "weights_digests"]
+
+_VOTES = {"vote": plurality_vote, "mean_probability": mean_probability}
+Matrix = npt.NDArray[np.float64]
+
+
+def new_encoder(config: Config, classes: Sequence[str], *, load_weights: bool) -> TileEncoder:
+    """The encoder of a config: with published weights, or empty to be filled from a run."""
+    settings = config.encoder
+    # Random weights follow from the seed, the same in every fold.
+    torch.manual_seed(config.seed)
+    return create(
+        settings.name,
+        n_channels=len(CHANNELS[settings.channels]),
+        n_classes=len(classes),
+        image_px=settings.image_px,
+        pretrained=settings.pretrained,
+        checkpoint=settings.checkpoint,
+        load_weights=load_weights,
+        args=settings.args,
+    )
+
+
+def new_aggregator(choice: Choice, dim: int, n_classes: int) -> Scaled:
+    """The aggregator of a config, behind its standardisation."""
+    return Scaled(AGGREGATORS.create(choice.name, dim=dim, n_classes=n_classes, **choice.args), dim)
+
+
+@dataclass(frozen=True)
+class Models:
+    """A fold's trained encoder and aggregators, in eval mode."""
+
+    encoder: TileEncoder
+    aggregators: dict[str, Scaled]
+
+    @classmethod
+    def load(cls, run: Path, config: Config, fold: int, classes: Sequence[str]) -> Models:
+        """Read the weights of a fold.
+
+        Raises:
+            InputError: The fold was not trained, or its weights do not fit the config.
+        """
+        encoder = new_encoder(config, classes, load_weights=False)
+        loop.load_weights(encoder, _encoder_file(run, fold))
+        aggregators = {}
+        for choice in config.mil.aggregators:
+            model = new_aggregator(choice, encoder.dim, len(classes))
+            loop.load_weights(model, _aggregator_file(run, choice.name, fold))
+            aggregators[choice.name] = model.eval()
+        return cls(encoder.eval(), aggregators)
+
+    def tiles(self, x: Tensor) -> Votes:
+        """Class and probabilities of each tile from embeddings ``(n_tiles, dim)``."""
+        with torch.inference_mode():
+            probabilities = self.encoder.cpu().classify(x).double().numpy()
+        return Votes(probabilities.argmax(1), probabilities)
+
+    def slides(self, x: Tensor, offsets: Tensor) -> dict[str, tuple[Votes, Matrix | None]]:
+        """What every method says of packed bags.
+
+        Args:
+            x: Embeddings, ``(n_tiles, dim)``.
+            offsets: ``(n_bags + 1,)``.
+
+        Returns:
+            Method -> class and probabilities a bag, and attention ``(n_tiles,)`` where it weighs
+            tiles.
+        """
+        probabilities = self.tiles(x).probabilities
+        said: dict[str, tuple[Votes, Matrix | None]] = {
+            method: (rule(probabilities, offsets.numpy()), None) for method, rule in _VOTES.items()
+        }
+        with torch.inference_mode():
+            for method, model in self.aggregators.items():
+                output = model(x, offsets)
+                share = F.softmax(output.logits.double(), dim=1).numpy()
+                attention = output.attention
+                weights = None if attention is None else attention.double().numpy()
+                said[method] = (Votes(share.argmax(1), share), weights)
+        return said
+
+
+def weights_digests(run: Path, config: Config, folds: Sequence[int]) -> list[str]:
+    """SHA-256 of every weights file that predictions depend on.
+
+    Raises:
+        InputError: One of them was not trained to the end.
+    """
+    files = [_encoder_file(run, fold) for fold in folds]
+    for choice in config.mil.aggregators:
+        files += [_aggregator_file(run, choice.name, fold) for fold in folds]
+    for file in files:
+        if not (file.parent / "card.json").exists():
+            message = f"{file.parent} is not trained yet: run `slidewise train {run}` first"
+            raise InputError(message)
+    return [_content(file) for file in files]
+
+
+def _encoder_file(run: Path, fold: int) -> Path:
+    return run / "encoder" / f"fold{fold}" / "model.safetensors"
+
+
+def _aggregator_file(run: Path, name: str, fold: int) -> Path:
+    return run / "aggregators" / name / f"fold{fold}" / "model.safetensors"
+
+
+def _content(path: Path) -> str:
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()

@@ -226,7 +226,7 @@ def audit(
     if json:
         print_json({"verdict": result["verdict"], "findings": result["findings"]})
     else:
-        typer.echo(f"{result['verdict']}: {summarise(result)}")
+        typer.echo(summarise(result))
         rows = [
             (f["severity"], f["kind"], f["level"], ", ".join(f["ids"][:5]), f["evidence"])
             for f in result["findings"]

@@ -201,7 +201,7 @@ def audit(run: Path, config: Config) -> dict[str, Any]:
     """
     findings = audit_run(run, config)
     if findings["verdict"] == "leak":
-        message = f"the split leaks: {auditing.summarise(findings)} (see {run}/audit.json)"
+        message = f"{auditing.summarise(findings)} (see {run}/audit.json)"
         raise NegativeVerdictError(message)
     return findings
 

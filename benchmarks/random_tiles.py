@@ -36,7 +36,8 @@ def main(run: Path) -> None:
         row = [f"seed {seed}"]
         for name, cutter in (("random tiles", StratifiedKFold), ("patients", StratifiedGroupKFold)):
             folds = cutter(5, shuffle=True, random_state=seed)
-            said = cross_val_predict(model, features, label, groups=patient, cv=folds)
+            groups = patient if cutter is StratifiedGroupKFold else None
+            said = cross_val_predict(model, features, label, groups=groups, cv=folds)
             row.append(f"{name}: tile accuracy {(said == label).mean():.3f}")
         votes = table.assign(said=said).groupby("slide_id")
         right = votes["said"].agg(lambda s: s.mode()[0]) == votes["slide_label"].first()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from mil.seeds import derive
 from splits.artifacts import FORMAT_VERSION, atomic, is_current, write_csv, write_json
 from splits.errors import InputError
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Budget", "fit", "load_weights", "save_weights"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Batches", "Budget", "fit", "load_weights", "save_weights"]
 
 B = TypeVar("B")
 Schedule = Callable[[float], float]
@@ -78,6 +78,14 @@ def _onecycle(epochs: int, warm: float = 0.3) -> Schedule:
 
 
 @dataclass(frozen=True)
+class Batches(Generic[B]):
+    """The batches of an epoch: how many, and the stream that makes them one at a time."""
+
+    n: int
+    stream: Iterable[B]
+
+
+@dataclass(frozen=True)
 class Budget:
     """How long and how fast to train."""
 
@@ -98,7 +106,7 @@ def fit(
     *,
     budget: Budget,
     fabric: Fabric,
-    batches: Callable[[int], Iterable[B]],
+    batches: Callable[[int], Batches[B]],
     loss: Callable[[nn.Module, B], Tensor],
     validate: Callable[[nn.Module], Mapping[str, float]],
     seed: int,
@@ -152,11 +160,11 @@ def fit(
         epoch = len(log)
         began = time.perf_counter()
         torch.manual_seed(derive(seed, "epoch", epoch))
-        epoch_batches = list(batches(epoch))
+        of_epoch = batches(epoch)
         wrapped.train()
         total = 0.0
-        for step, batch in enumerate(epoch_batches):
-            lr = budget.lr * schedule(epoch + step / len(epoch_batches))
+        for step, batch in enumerate(of_epoch.stream):
+            lr = budget.lr * schedule(epoch + step / of_epoch.n)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
@@ -164,7 +172,7 @@ def fit(
             fabric.backward(value)
             optimizer.step()
             total += float(value.detach())
-        train_loss = total / len(epoch_batches)
+        train_loss = total / of_epoch.n
         wrapped.eval()
         with torch.inference_mode():
             scores = dict(validate(wrapped))

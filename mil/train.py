@@ -152,10 +152,11 @@ def _fine_tune(
     weight = _slide_weights(fold, rows)
     optical = config.encoder.channels != "rgb"
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    n_batches = max(1, round(len(rows) / train.batch_size))
+
+    def views(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         rng = generator(seed, "view", epoch)
         order = rng.permutation(len(rows))
-        n_batches = max(1, round(len(rows) / train.batch_size))
         for part in np.array_split(order, n_batches):
             chosen = rows[np.sort(part)]
             view = random_view(
@@ -202,7 +203,7 @@ def _fine_tune(
             burn_in=train.burn_in,
         ),
         fabric=fabric,
-        batches=batches,
+        batches=lambda epoch: loop.Batches(n_batches, views(epoch)),
         loss=loss,
         validate=validate,
         seed=seed,
@@ -272,12 +273,15 @@ def _slide_weights(fold: Fold, rows: Rows) -> npt.NDArray[np.float32]:
     return weights
 
 
-def _bag_batches(bags: Bags, fold: Fold, config: Config, seed: int, epoch: int) -> Iterator[Batch]:
-    return bags.batches(
+def _bag_batches(
+    bags: Bags, fold: Fold, config: Config, seed: int, epoch: int
+) -> loop.Batches[Batch]:
+    plan = bags.plan(
         fold.slides["train"],
         max_tiles=config.mil.batch_tiles,
         generator=generator(seed, "order", epoch),
     )
+    return loop.Batches(len(plan), map(bags.batch, plan))
 
 
 def _bag_loss(device: torch.device, model: nn.Module, batch: Batch) -> Tensor:

@@ -128,7 +128,18 @@ class Bags:
         max_tiles: int,
         generator: np.random.Generator | None = None,
     ) -> Iterator[Batch]:
-        """Pack slides into batches of at most ``max_tiles`` tiles; each slide comes once.
+        """The batches of :meth:`plan`, packed one at a time."""
+        plan = self.plan(slide_ids, max_tiles=max_tiles, generator=generator)
+        return map(self.batch, plan)
+
+    def plan(
+        self,
+        slide_ids: Sequence[str],
+        *,
+        max_tiles: int,
+        generator: np.random.Generator | None = None,
+    ) -> list[list[str]]:
+        """Deal slides to batches of at most ``max_tiles`` tiles; each slide comes once.
 
         Slides are taken one after the other and a batch ends where the next slide would exceed
         the budget. A slide larger than the budget is a batch of its own and never cut.
@@ -138,6 +149,9 @@ class Bags:
             max_tiles: Budget of a batch; its memory is in proportion to it.
             generator: Shuffles the slides. The order then depends on the set of slides and the
                 state of the generator, not on the order they are given in.
+
+        Returns:
+            The slides of each batch.
 
         Raises:
             InputError: No slide is given, one is unknown or given twice, or ``max_tiles`` is
@@ -157,9 +171,6 @@ class Bags:
         if generator is not None:
             order.sort()
             order = [order[i] for i in generator.permutation(len(order))]
-        return map(self.batch, self._plan(order, max_tiles))
-
-    def _plan(self, order: Sequence[str], max_tiles: int) -> list[list[str]]:
         plan: list[list[str]] = []
         n_free = 0
         for slide in order:

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mil.loop import SCHEDULES, Budget, fit
+from mil.loop import SCHEDULES, Batches, Budget, fit
 from mil.seeds import generator
 from splits.errors import InputError
 
@@ -45,7 +45,7 @@ def train(
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
     y = (x[:, 0] > 0).long()
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if epoch == stop_after:
             raise StopHereError
         order = torch.from_numpy(generator(0, epoch).permutation(48))
@@ -64,7 +64,7 @@ def train(
         folder,
         budget=Budget(epochs=epochs, lr=0.05, weight_decay=0.01, **budget),  # type: ignore[arg-type]
         fabric=Fabric(accelerator="cpu", devices=1),
-        batches=batches,
+        batches=lambda epoch: Batches(3, stream(epoch)),
         loss=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]),
         validate=validate,
         seed=3,
@@ -144,7 +144,7 @@ def test_divergence_is_an_error(tmp_path: Path) -> None:
             tmp_path,
             budget=Budget(epochs=1, lr=1.0, weight_decay=0.0),
             fabric=Fabric(accelerator="cpu", devices=1),
-            batches=lambda _: [torch.full((1, 1), torch.inf)],
+            batches=lambda _: Batches(1, [torch.full((1, 1), torch.inf)]),
             loss=lambda m, b: m(b).sum(),
             validate=lambda _: {"val_loss": 0.0, "val_accuracy": 0.0},
             seed=0,

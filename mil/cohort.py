@@ -13,8 +13,7 @@ from mil.config import Config
 from mil.prepare import read_tiles
 from splits import folds as folding
 from splits import tiles
-from splits.artifacts import digest, digests_of
-from splits.errors import InputError
+from splits.artifacts import digest, digests_of, require_digests
 
 __all__ = ["Fold", "folds_of"]
 
@@ -66,11 +65,9 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
     """
     table = read_tiles(run)
     split = folding.load(run)
-    found = digests_of(run / "split.json")
     identity = tiles.identity_digest(table)
-    if found.get("identity") != identity:
-        message = f"{run}/split.csv is of another tile table: run `slidewise split {run}` again"
-        raise InputError(message)
+    require_digests(run / "split.json", {"identity": identity}, f"slidewise split {run}")
+    found = digests_of(run / "split.json")
     slides = tiles.slides(table)
     classes = list(config.data.classes or sorted(slides["label"].unique()))
     index = {name: i for i, name in enumerate(classes)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mil.data import cache
 from mil.data.store import Features, open_features, save_features
 from mil.encoders import TileEncoder
 from mil.encoders.augment import centre_view
-from mil.prepare import data_root, read_tiles
+from mil.prepare import Progress, data_root, read_tiles
 from splits.artifacts import (
     atomic,
     digest,
@@ -32,9 +32,8 @@ from splits.artifacts import (
 )
 from splits.errors import InputError
 
-__all__ = ["embed", "features", "fold_meta", "pixels", "read_features", "stain_table"]
+__all__ = ["embed", "features", "fold_meta", "pixels", "read_features"]
 
-Progress = Callable[[str, int], Callable[[int], object]]
 _BATCH = 64
 
 
@@ -81,12 +80,6 @@ def pixels(run: Path, config: Config, progress: Progress | None = None) -> str:
         advance=advance,
     )
     return digest(digests)
-
-
-def stain_table(run: Path) -> pd.DataFrame | None:
-    """Stain vectors a slide; None for RGB."""
-    path = run / "stain.parquet"
-    return read_table(path) if path.exists() else None
 
 
 def embed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from mil.aggregators.voting import Votes, mean_probability, plurality_vote
 from mil.config import Choice, Config
 from mil.data.cache import CHANNELS
 from mil.encoders import TileEncoder, create
+from splits.artifacts import file_digest
 from splits.errors import InputError
 
 __all__ = ["Models", "new_aggregator", "new_encoder", "weights_digests"]
@@ -117,7 +117,7 @@ def weights_digests(run: Path, config: Config, folds: Sequence[int]) -> list[str
         if not (file.parent / "card.json").exists():
             message = f"{file.parent} is not trained yet: run `slidewise train {run}` first"
             raise InputError(message)
-    return [_content(file) for file in files]
+    return [file_digest(file) for file in files]
 
 
 def _encoder_file(run: Path, fold: int) -> Path:
@@ -126,11 +126,3 @@ def _encoder_file(run: Path, fold: int) -> Path:
 
 def _aggregator_file(run: Path, name: str, fold: int) -> Path:
     return run / "aggregators" / name / f"fold{fold}" / "model.safetensors"
-
-
-def _content(path: Path) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()

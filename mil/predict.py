@@ -115,11 +115,8 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
 
 def _pixels(folder: Path, table: pd.DataFrame, config: Config) -> npt.NDArray[np.uint8]:
     """What the encoder sees of a new slide, ``(n_tiles, n_channels, size, size)``."""
-    size_px, stains = config.encoder.resize_px, None
-    if config.stain.method != "none":
-        stains = cache.fit_stains(
-            folder, table, config.stain.method, size_px=size_px, seed=config.seed
-        )
+    size_px = config.encoder.resize_px
+    stains = cache.fit_stains(folder, table, config.stain.method, size_px=size_px, seed=config.seed)
     blocks = cache.render(folder, table, stains, config.encoder.channels, size_px=size_px)
     return np.concatenate(list(blocks))
 

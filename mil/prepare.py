@@ -22,6 +22,7 @@ from splits.artifacts import (
     atomic,
     digest,
     digests_of,
+    file_digest,
     is_current,
     read_json,
     read_table,
@@ -36,6 +37,7 @@ from splits.scan import list_folder
 from splits.scan import scan as scan_folder
 
 __all__ = [
+    "Progress",
     "audit",
     "audit_files",
     "audit_run",
@@ -265,4 +267,4 @@ def _content(path: Path | None) -> str | None:
     if not path.is_file():
         message = f"{path} does not exist"
         raise InputError(message)
-    return digest(path.read_bytes().hex())
+    return file_digest(path)

@@ -45,8 +45,8 @@ def train_run(
     """Pixels, encoders, features, aggregators and their predictions, after a clean audit."""
     train.check(config)
     prepare.audit(path, config)
-    encode.pixels(path, config, progress)
-    train.encoders(path, config, say)
+    seen_pixels = encode.pixels(path, config, progress)
+    train.encoders(path, config, seen_pixels, say)
     train.aggregators(path, config, say)
     predict.predict_run(path, config)
 

@@ -29,16 +29,14 @@ _STDOUT = Console()
 
 
 class Screen:
-    """Progress and messages of one command; silent with ``quiet``."""
+    """Progress and messages of one command, on stderr."""
 
-    def __init__(self, bars: Progress, *, quiet: bool) -> None:
+    def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._quiet = quiet
 
     def say(self, line: str) -> None:
         """One line, shown as it is (no markup)."""
-        if not self._quiet:
-            _STDERR.print(Text(line))
+        _STDERR.print(Text(line))
 
     def progress(self, name: str, total: int) -> Callable[[int], object]:
         """A bar; call the result with the number of finished steps."""
@@ -47,7 +45,7 @@ class Screen:
 
 
 @contextmanager
-def screen(*, quiet: bool = False) -> Iterator[Screen]:
+def screen() -> Iterator[Screen]:
     """Bars on stderr while the block runs."""
     columns = (
         TextColumn("{task.description}"),
@@ -56,8 +54,8 @@ def screen(*, quiet: bool = False) -> Iterator[Screen]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_STDERR, transient=True, disable=quiet) as bars:
-        yield Screen(bars, quiet=quiet)
+    with Progress(*columns, console=_STDERR, transient=True) as bars:
+        yield Screen(bars)
 
 
 def print_json(document: Any) -> None:

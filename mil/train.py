@@ -54,10 +54,16 @@ def check(config: Config) -> None:
             raise InputError(message)
 
 
-def encoders(run: Path, config: Config, say: Say = print) -> None:
-    """Train (or, frozen, probe) the tile encoder of every fold and write its features."""
+def encoders(run: Path, config: Config, seen_pixels: str, say: Say = print) -> None:
+    """Train (or, frozen, probe) the tile encoder of every fold and write its features.
+
+    Args:
+        run: Run folder, with its tile cache.
+        config: Its configuration.
+        seen_pixels: Digest of that cache, from :func:`mil.encode.pixels`.
+        say: Called with one line a finished step.
+    """
     fabric = devices.fabric(config.compute)
-    seen_pixels = encode.pixels(run, config)
     for fold in folds_of(run, config):
         encoder = new_encoder(config, fold.classes, load_weights=True)
         card = {
@@ -232,7 +238,6 @@ def _probe(
     folder = run / "encoder" / f"fold{fold.number}"
     digests = {**digests, "training": digest([fold.split, fold.number, config.seed])}
     if is_current(folder / "card.json", digests):
-        loop.load_weights(encoder, folder / "model.safetensors")
         return
     rows = fold.rows("train")
     x = np.asarray(features[rows], dtype=np.float64)

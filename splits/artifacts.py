@@ -27,6 +27,7 @@ __all__ = [
     "atomic",
     "digest",
     "digests_of",
+    "file_digest",
     "is_current",
     "read_csv",
     "read_json",
@@ -60,6 +61,15 @@ def digest(value: object) -> str:
     """SHA-256 (first 16 hex digits) of any JSON-able value, independent of key order."""
     text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in blocks."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
 
 
 def write_json(path: Path, payload: Mapping[str, Any], digests: Mapping[str, str]) -> None:

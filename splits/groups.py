@@ -8,12 +8,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from splits import balance as search
 from splits.artifacts import digest
 from splits.errors import InputError, unknown
+from splits.identity.content import components
 
 __all__ = ["BALANCE", "PARTS", "UNITS", "Groups", "regroup", "slide_rows", "text"]
 
@@ -95,8 +94,7 @@ def _closure(links: list[pd.Series]) -> Ints:
         nodes.append(codes[known] + n_nodes)
         n_nodes += len(names)
     i, j = np.concatenate(rows), np.concatenate(nodes)
-    graph = coo_array((np.ones(len(i)), (i, j)), shape=(n_nodes, n_nodes))
-    return np.asarray(connected_components(graph, directed=False)[1][:n_rows])
+    return components(n_nodes, np.stack([i, j], axis=1))[:n_rows]
 
 
 class Groups:

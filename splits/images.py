@@ -20,7 +20,9 @@ from splits.errors import SlidewiseError
 __all__ = ["SUFFIXES", "UnreadableTileError", "image_of", "read_image", "read_tile", "window_of"]
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-_FRAGMENT: Final = re.compile(r"#xywh=(\d+),(\d+),(\d+),(\d+)$")
+_FRAGMENT: Final = re.compile(
+    r"#xywh=(?:pixel:)?(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})$", re.ASCII
+)
 _REFUSED: Final = {
     "1": "a black-and-white image carries no stain colours",
     "L": "a grey image carries no stain colours",

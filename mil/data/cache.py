@@ -40,15 +40,17 @@ def fit_stains(
     seed: int,
     threads: int | None = None,
     advance: Advance | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame | None:
     """Stain vectors of every slide from tissue pixels pooled over its tiles.
 
     At most 200 tiles a slide are decoded, 100,000 pixels in all, drawn by a generator of the
     slide's own: adding a slide changes no other.
 
     Returns:
-        The table of :func:`mil.stain.vectors.to_table`.
+        The table of :func:`mil.stain.vectors.to_table`; None for the method ``none`` (RGB).
     """
+    if method == "none":
+        return None
     by_slide = [(str(name), group) for name, group in tiles.groupby("slide_id")["tile_id"]]
 
     def fit(item: tuple[str, pd.Series]) -> tuple[str, vectors.StainFit]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from splits.images import read_tile
 
 __all__ = ["preview_run"]
 
-Progress = Callable[[str, int], Callable[[int], object]]
 _N_VIEWS = 4
 _SLIDES_A_CLASS = 2
 
 
-def preview_run(run: Path, config: Config, progress: Progress | None = None) -> Path:
+def preview_run(run: Path, config: Config, progress: prepare.Progress | None = None) -> Path:
     """Write ``preview.png``: RGB, the encoder's channels, and augmented views of some tiles.
 
     Two slides a class and one tile of each are drawn by the seed; stain
@@ -37,12 +35,10 @@ def preview_run(run: Path, config: Config, progress: Progress | None = None) -> 
     root = prepare.data_root(run, config)
     encoder = config.encoder
     chosen = _choose(table, config.seed)
-    stains = None
-    if config.stain.method != "none":
-        slides = table[table["slide_id"].isin(chosen["slide_id"])]
-        stains = cache.fit_stains(
-            root, slides, config.stain.method, size_px=encoder.resize_px, seed=config.seed
-        )
+    slides = table[table["slide_id"].isin(chosen["slide_id"])]
+    stains = cache.fit_stains(
+        root, slides, config.stain.method, size_px=encoder.resize_px, seed=config.seed
+    )
     blocks = cache.render(root, chosen, stains, encoder.channels, size_px=encoder.resize_px)
     tiles = torch.from_numpy(np.concatenate(list(blocks)))
     rng = generator(config.seed, "preview")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from splits.images import image_of, window_of
+
 __all__ = ["Name", "barcode", "clean", "place", "split_fragment", "stem", "whole"]
 
 SUFFIX = re.compile(
@@ -12,7 +14,6 @@ SUFFIX = re.compile(
 )
 DEEP_ZOOM = re.compile(r"_files/(\d{1,2}(?:\.\d+)?)/(\d{1,7})_(\d{1,7})$", re.ASCII)
 _COPY = re.compile(r"(?:\s*\((?:copy|\d{1,3})\)|(?:\s-)?\scopy(?:\s\d{1,3})?)$", re.I)
-_FRAGMENT = re.compile(r"#xywh=(?:pixel:)?(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})$", re.ASCII)
 _TAGGED = re.compile(
     r"(?<![A-Za-z])x(?:min|ini)?[_=-]?(\d{1,9})[,_-]+y(?:min|ini)?[_=-]?(\d{1,9})", re.I | re.ASCII
 )
@@ -67,10 +68,8 @@ class Name:
 
 def split_fragment(tile_id: str) -> tuple[str, tuple[int, int] | None]:
     """Split a W3C media fragment (``#xywh=x,y,w,h``) off a tile id: (file, (x, y) or None)."""
-    match = _FRAGMENT.search(tile_id)
-    if match is None:
-        return tile_id, None
-    return tile_id[: match.start()], (int(match[1]), int(match[2]))
+    window = window_of(tile_id)
+    return image_of(tile_id), None if window is None else window[:2]
 
 
 def clean(path: str) -> str:

@@ -1,0 +1,1 @@
+"""What the pixels of tiles say about which tiles belong together."""

@@ -8,20 +8,23 @@ import numpy as np
 import numpy.typing as npt
 from usearch.index import Index
 
-__all__ = ["EXACT_BELOW", "nearest"]
+__all__ = ["EXACT_PAIRS", "nearest"]
 
-EXACT_BELOW: Final = 50_000
-"""Number of vectors below which the search is exact."""
-_BLOCK: Final = 2048
+EXACT_PAIRS: Final = 2_500_000_000
+"""Number of vectors times queries up to which the search is exact: 50,000 against themselves."""
+_BLOCK: Final = 1024
+_GROUPS: Final = 64
+"""Vectors are split into this many times ``k`` groups, so that few are looked at one by one."""
+
+_Floats = npt.NDArray[np.float32]
+_Found = tuple[npt.NDArray[np.int64], _Floats]
 
 
-def nearest(
-    vectors: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], k: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def nearest(vectors: _Floats, queries: _Floats, k: int) -> _Found:
     """The ``k`` nearest vectors of each query, nearest first.
 
-    From `EXACT_BELOW` vectors on they come from an approximate index (HNSW, Malkov and Yashunin
-    2018), whose work grows with N log N; a caller checks what it is given.
+    Above `EXACT_PAIRS` they come from an approximate index (HNSW, Malkov and Yashunin 2018), whose
+    work grows with N log N; a caller checks what it is given.
 
     Args:
         vectors: ``(n, dim)``, float32.
@@ -35,38 +38,42 @@ def nearest(
     k = min(k, len(vectors))
     if k == 0 or len(queries) == 0:
         return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-    return _exact(vectors, queries, k) if len(vectors) < EXACT_BELOW else _index(vectors, queries, k)
+    exact = len(vectors) * len(queries) <= EXACT_PAIRS
+    return _exact(vectors, queries, k) if exact else _index(vectors, queries, k)
 
 
-def _exact(
-    vectors: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], k: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    norms = np.einsum("ij,ij->i", vectors, vectors)
+def _exact(vectors: _Floats, queries: _Floats, k: int) -> _Found:
+    n_groups = min(len(vectors), _GROUPS * k)
+    n_padded = -len(vectors) % n_groups
+    norms = np.pad(
+        np.einsum("ij,ij->i", vectors, vectors), (0, n_padded), constant_values=np.inf
+    )
+    columns = np.pad(vectors, ((0, n_padded), (0, 0)))
+    members = np.arange(len(columns)).reshape(-1, n_groups)
     rows = np.empty((len(queries), k), np.int64)
     distances = np.empty((len(queries), k), np.float32)
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK]
-        squared = norms - 2 * (block @ vectors.T) + np.einsum("ij,ij->i", block, block)[:, None]
-        if k < len(vectors):
-            near = np.argpartition(squared, k - 1, axis=1)[:, :k]
-        else:
-            near = np.tile(np.arange(k), (len(block), 1))
+        squared = block @ (-2 * columns.T)
+        squared += norms
+        # The k nearest lie in the k groups with the nearest members.
+        best = squared.reshape(len(block), *members.shape).min(axis=1)
+        groups = np.argpartition(best, k - 1, axis=1)[:, :k]
+        near = members[:, groups].transpose(1, 0, 2).reshape(len(block), -1)
         values = np.take_along_axis(squared, near, axis=1)
-        order = np.argsort(values, axis=1, kind="stable")
+        order = np.lexsort((near, values), axis=1)[:, :k]
         rows[start : start + len(block)] = np.take_along_axis(near, order, axis=1)
         distances[start : start + len(block)] = np.take_along_axis(values, order, axis=1)
+    distances += np.einsum("ij,ij->i", queries, queries)[:, None]
     return rows, np.maximum(distances, 0)
 
 
-def _index(
-    vectors: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], k: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _index(vectors: _Floats, queries: _Floats, k: int) -> _Found:
     index = Index(ndim=vectors.shape[1], metric="l2sq", dtype="f16", connectivity=16)
-    index.add(np.arange(len(vectors), dtype=np.uint64), vectors)
+    # One thread builds: the graph depends on the order in which the vectors arrive.
+    index.add(np.arange(len(vectors), dtype=np.uint64), vectors, threads=1)
     found = index.search(queries, k)
-    rows = np.full((len(queries), k), -1, np.int64)
-    distances = np.full((len(queries), k), np.inf, np.float32)
-    for query, count in enumerate(found.counts):
-        rows[query, :count] = found.keys[query, :count]
-        distances[query, :count] = found.distances[query, :count]
+    missing = np.arange(k) >= np.asarray(found.counts)[:, None]
+    rows = np.where(missing, -1, found.keys.astype(np.int64))
+    distances = np.where(missing, np.float32(np.inf), found.distances.astype(np.float32))
     return rows, distances

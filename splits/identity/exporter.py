@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from splits.identity.name import DEEP_ZOOM, SUFFIX, Name, place, stem
+from splits.identity.name import SUFFIX, Name, place, stem
+from splits.identity.position import locate
 
 __all__ = ["common", "deep_zoom", "histolab", "qupath", "slide_folder", "without_uuid"]
 
@@ -28,86 +29,77 @@ _DEFAULT_WORDS: Final = frozenset(
         *("untitled", "new", "copy", "level", "x", "y", "row", "col", "mask", "aug", "augmented"),
         *("original", "orig", "rotated", "flip", "blk", "block", "thumbnail", "data", "dataset"),
         *("train", "training", "test", "testing", "val", "valid", "validation", "class", "label"),
-        *("idx", "index", "no", "nr", "num", "hash"),
+        *("idx", "index", "no", "nr", "num", "hash", "tilegroup", "temp", "tmp", "result", "results"),
     }
 )
-_X, _Y = r"(?P<x>\d{1,9})", r"(?P<y>\d{1,9})"
-_BRACKETS = re.compile(r"(?:\s*\[[^\[\]]{1,120}\])+$")
-_CELL = re.compile(r"([dxywh])=(\d{1,9}(?:\.\d{1,6})?)", re.ASCII)
-_HISTOLAB = re.compile(rf"(?P<slide>.*?)[_-]?tile_\d+_level\d+_{_X}-{_Y}-\d+-\d+", re.ASCII)
-_TAGGED = re.compile(rf"(?P<slide>.+?)[_-]\[?x[_=-]?{_X}[,_-]+y[_=-]?{_Y}(?:[\],_-].*)?", re.ASCII)
-_PLAIN = re.compile(r"(?P<slide>.+?)_(?P<x>\d{1,7})_(?P<y>\d{1,7})", re.ASCII)
-_COUNTED = re.compile(r"(?P<slide>.+?)_\d{1,6}", re.ASCII)
+_DATE = re.compile(r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])", re.ASCII)
+_POSITION = re.compile(
+    r"(?:x[_=]?)?(0|[1-9]\d{0,8})[_-](?:y[_=]?)?(0|[1-9]\d{0,8})", re.I | re.ASCII
+)
+_ZOOM = re.compile(r"(?:0|[1-9]\d?)(?:\.\d+)?x?", re.I | re.ASCII)
+_WRAPPED = re.compile(r"(?:[_ .-]+(?:tile|patch|crop|img|image|level|lvl)s?[_ -]?\d*|-r\d+-c\d+)+$", re.I)
+_REGION = re.compile(r"[_-](?:r|reg|region_?|roi_?)(\d{1,6})$", re.I | re.ASCII)
+_COUNTED = re.compile(
+    r"(?P<slide>.+?)(?:_|[_ -](?:tile|patch|crop|img|image)[_ -]?)\d{1,6}", re.I | re.ASCII
+)
 
 
 def qupath(path: str) -> Name | None:
-    """QuPath's tile exporter: ``<image> [d=..,x=..,y=..,w=..,h=..]``.
-
-    Brackets nest when an exported image is cut again: the inner position counts in pixels of the
-    outer image, which is ``d`` times smaller than the slide.
-    """
+    """QuPath's tile exporter: ``<image> [d=..,x=..,y=..,w=..,h=..]``; brackets may nest."""
     text = stem(path)
-    match = _BRACKETS.search(text)
-    slide = _believable(SUFFIX.sub("", text[: match.start()])) if match else None
-    if match is None or slide is None:
-        return None
-    x = y = 0.0
-    scale = 1.0
-    for bracket in re.findall(r"\[([^\]]*)\]", match[0]):
-        cells = {key: float(value) for key, value in _CELL.findall(bracket)}
-        if not {"x", "y", "w", "h"} <= set(cells):
-            return None
-        x, y = x + scale * cells["x"], y + scale * cells["y"]
-        scale *= cells.get("d", 1.0)
-    if not (max(x, y) < 2**53 and 0 < scale < 2**20):
-        return None
-    return Name(patient=slide, slide=slide, x=round(x), y=round(y), downsample=scale)
+    at = locate(text) if text.endswith("]") else None
+    slide = _believable(text[: at.start]) if at is not None and "w=" in text[at.start :] else None
+    return place(Name(patient=slide, slide=slide), text) if slide is not None else None
 
 
 def deep_zoom(path: str) -> Name | None:
     """Deep Zoom image (Microsoft): ``<slide>_files/<level>/<column>_<row>``."""
-    match = DEEP_ZOOM.search(path)
-    slide = _believable(stem(path[: match.start()])) if match else None
-    if match is None or slide is None:
-        return None
-    return place(Name(patient=slide, slide=slide), path[match.start() :])
+    at = locate(path) if "_files/" in path else None
+    slide = _believable(stem(path[: at.start])) if at is not None and at.level else None
+    return place(Name(patient=slide, slide=slide), path) if slide is not None else None
 
 
 def common(path: str) -> Name | None:
-    """``<slide>_<x>_<y>`` (CLAM, TRIDENT), tagged x and y, histolab's prefix, ``<patient>_<n>``."""
+    """``<slide>_<x>_<y>`` (CLAM, TRIDENT), any form of `locate` after a slide, ``<patient>_<n>``."""
     text = _UUID.sub("", stem(path))
-    if _TIME_STAMP.search(text):
+    if _TIME_STAMP.search(text) or "_files/" in path:
         return None
-    for pattern in (_HISTOLAB, _TAGGED, _PLAIN, _COUNTED):
-        match = pattern.fullmatch(text)
-        if match is None:
-            continue
-        slide = _believable(match["slide"])
-        # Without a tag, a mere word before numbers is a class or a default prefix, not a slide.
-        untagged = pattern in (_PLAIN, _COUNTED)
-        if slide is None or (untagged and not re.search(r"\d", slide)):
-            return None
-        if pattern is _COUNTED:
-            return Name(patient=slide, slide=slide)
-        return Name(patient=slide, slide=slide, x=int(match["x"]), y=int(match["y"]))
-    return None
+    at = locate(text)
+    if at is None or (at.is_bare and at.start == 0):
+        match = _COUNTED.fullmatch(text)
+        slide = _believable(match["slide"]) if match else None
+        return Name(patient=slide, slide=slide) if slide and re.search(r"\d", slide) else None
+    before = _WRAPPED.sub("", text[: at.start].rstrip(" _-[(,."))
+    part = None if at.is_bare else _REGION.search(before)
+    slide = _believable(before[: part.start()] if part is not None else before)
+    # Without a tag, a mere word before numbers is a class or a default prefix, not a slide.
+    if slide is None or (at.is_bare and not re.search(r"\d", slide)):
+        return None
+    region = part[1] if part is not None else None
+    return Name(
+        patient=slide, slide=slide, region=region, x=at.x, y=at.y, col=at.col, row=at.row,
+        downsample=at.downsample,
+    )  # fmt: skip
 
 
 def slide_folder(path: str) -> Name | None:
     """``<slide>/<x>_<y>``: the folder is the slide and the file name is a pure position."""
     parent, _, text = path.rpartition("/")
-    at = re.fullmatch(rf"(?:x[_=]?)?{_X}[_-](?:y[_=]?)?{_Y}", text, re.ASCII)
+    at = _POSITION.fullmatch(text)
     slide = _believable(stem(parent)) if at else None
-    # A short bare number is a zoom level or a magnification as often as a slide.
-    if at is None or slide is None or re.fullmatch(r"(?:0|[1-9]\d?)(?:\.\d+)?x?", slide, re.I):
+    # A word is a class and a short bare number a zoom level as often as a slide.
+    if at is None or slide is None or not re.search(r"\d", slide) or _ZOOM.fullmatch(slide):
         return None
-    return Name(patient=slide, slide=slide, x=int(at["x"]), y=int(at["y"]))
+    return Name(patient=slide, slide=slide, x=int(at[1]), y=int(at[2]))
 
 
 def histolab(path: str) -> Name | None:
     """The default prefix of histolab is empty: a position and no slide (grammar ``none``)."""
-    match = _HISTOLAB.fullmatch(stem(path))
-    return Name("none", x=int(match["x"]), y=int(match["y"])) if match else None
+    text = stem(path)
+    at = locate(text) if text.startswith("tile_") else None
+    if at is None or at.start or at.is_bare:
+        return None
+    return Name("none", x=at.x, y=at.y)
 
 
 def without_uuid(slide: str) -> str:
@@ -116,9 +108,14 @@ def without_uuid(slide: str) -> str:
 
 
 def _believable(slide: str) -> str | None:
-    """The slide id without UUID, or ``None`` where it is only a default word or a separator."""
-    slide = without_uuid(slide).strip(" ._-")
+    """The slide id without suffix and UUID, or ``None`` where it could be anything.
+
+    Default words, separators, the word slide itself and a bare date are no identity.
+    """
+    slide = without_uuid(SUFFIX.sub("", slide.strip(" ._-"))).strip(" ._-")
     words = re.findall(r"[^\W\d_]+", slide.lower())
     if not re.search(r"[^\W_]", slide) or (words and _DEFAULT_WORDS.issuperset(words)):
+        return None
+    if slide.lower() in {"slide", "slides", "wsi"} or _DATE.fullmatch(slide):
         return None
     return slide

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from typing import Final
 
+from splits.content.soft import Coarse
 from splits.identity.grammar import WEAK
 
-__all__ = ["grade"]
+__all__ = ["grade", "is_hard_linked"]
 
 _FULL: Final = 0.99
 _LINKED: Final = 0.95
+_TWINS: Final = 0.99
+
+
+def is_hard_linked(linked: float, twins: float) -> bool:
+    """Whether hard links alone carry an identity.
+
+    Args:
+        linked: Share of the tiles with tissue that have a hard link to another file.
+        twins: Share of the planted twins that were found.
+    """
+    return linked >= _LINKED and twins >= _TWINS
 
 
 def grade(
-    *, declared: bool, coverage: float, confidence: float, n_across: int, linked: float
+    *,
+    declared: bool,
+    coverage: float,
+    confidence: float,
+    n_across: int,
+    linked: float,
+    twins: float,
+    coarse: Coarse | None,
 ) -> tuple[str, str]:
     """Grade an identity and say why.
 
@@ -22,13 +41,16 @@ def grade(
         coverage: Share of all tiles with such an id.
         confidence: How far the ids are believed.
         n_across: Hard links between tiles of different declared groups.
-        linked: Share of tiles with a hard link to another file.
+        linked: See `is_hard_linked`.
+        twins: See `is_hard_linked`.
+        coarse: What soft evidence made of the hard-linked components, where it was asked.
 
     Returns:
-        ``A`` declared and complete, ``B`` hard-linked by content, ``C`` weak evidence, ``D`` none.
+        ``A`` declared and complete, ``B`` hard-linked by content, ``C`` weak or soft evidence,
+        ``D`` none that a split could rest on.
     """
     if declared and n_across:
-        return "C", (
+        return "B" if is_hard_linked(linked, twins) else "C", (
             f"{n_across} hard link(s) join declared groups: the groups were merged, and an id or a "
             "tile is wrong (see conflicts)"
         )
@@ -38,10 +60,16 @@ def grade(
         return "C", f"ids for {coverage:.1%} of the tiles, below {_FULL:.0%}"
     if declared:
         return "A", f"ids for {coverage:.1%} of the tiles and no hard link across groups"
-    if linked >= _LINKED:
-        return "B", f"no declared id, but {linked:.1%} of the tiles are hard-linked by content"
-    return "D", (
-        "neither a manifest nor the names say which slide a tile comes from, and content links "
-        f"{linked:.1%} of the tiles: a group a file would be a tile-level split; give a manifest "
-        "or a rule"
+    shares = f"content links {linked:.1%} of the tiles and finds {twins:.1%} of the planted twins"
+    if is_hard_linked(linked, twins):
+        return "B", f"no declared id, but {shares}"
+    lacking = f"neither a manifest nor the names say which slide a tile comes from; {shares}"
+    if coarse is None:
+        advice = "a group a file would be a tile-level split; give a manifest or a rule"
+        return "D", f"{lacking}: {advice}"
+    if not coarse.satisfied:
+        return "D", f"{lacking}, and soft evidence does not suffice: {coarse.reason}"
+    return "C", (
+        f"{lacking}; soft evidence merged the rest until an estimated "
+        f"{coarse.predicted_leakage:.1%} of the test tiles have a tile of their slide in train"
     )

@@ -60,26 +60,38 @@ class Grammar:
 
 
 _X, _Y = r"(?P<x>\d{1,9})", r"(?P<y>\d{1,9})"
+# An augmentation script's digit or an encoded slash may stand before an id, a letter may not.
+_START = r"(?:(?<![A-Za-z])|(?<=%2F)|(?<=%5C))"
 _TCGA = re.compile(
-    r"(?<![A-Za-z])(?P<patient>TCGA-(?P<site>[A-Z0-9]{2})-[A-Z0-9]{4})"
-    r"(?P<section>(?:-\d\d[A-Z]?(?:-\d\d[A-Z]?)?)?-(?:DX|TS|BS|MS)[A-Z0-9]{1,2})?(?![A-Za-z0-9])",
+    rf"{_START}(?P<patient>TCGA(?P<dash>[-_ ])(?P<site>[A-Z0-9]{{2}})(?P=dash)[A-Z0-9]{{4}})"
+    r"(?P<section>(?:(?P=dash)\d\d[A-Z]?(?:(?P=dash)\d\d[A-Z]?)?)?(?P=dash)(?:DX|TS|BS|MS)[A-Z0-9]{1,2}"
+    r"|(?P=dash)\d\d[A-Z](?:(?P=dash)\d\d[A-Z]?)?)?(?![A-Za-z0-9])",
     re.I | re.ASCII,
 )
-_CPTAC = re.compile(r"(?<![A-Za-z0-9])(?P<patient>C3[LN]-\d{5})(?P<section>-\d\d)?(?![A-Za-z0-9])")
+_CPTAC = re.compile(
+    rf"{_START}(?P<patient>C3[LN](?P<dash>[-_])\d{{5}})(?P<section>(?P=dash)\d\d)?(?![A-Za-z0-9])",
+    re.I | re.ASCII,
+)
 _GTEX = re.compile(
-    r"(?<![A-Za-z0-9])(?P<patient>GTEX-[A-Z0-9]{4,5})(?P<section>-\d{4})?(?![A-Za-z0-9])"
+    rf"{_START}(?P<patient>GTEX(?P<dash>-)[A-Z0-9]{{4,5}})(?P<section>-\d{{4}})?(?![A-Za-z0-9])",
+    re.I | re.ASCII,
 )
 _CAMELYON17 = re.compile(
-    r"(?<![A-Za-z0-9])(?P<patient>patient_\d{3})(?P<section>_node_\d)(?![A-Za-z0-9])"
+    r"(?<![A-Za-z0-9])(?P<patient>patient_\d{3})(?P<section>_node_\d)(?![A-Za-z0-9])",
+    re.I | re.ASCII,
 )
 _CAMELYON16 = re.compile(
-    r"(?<![A-Za-z0-9])(?P<patient>(?:tumor|normal|test)_\d{3})(?P<section>)(?![A-Za-z0-9])"
+    r"(?<![A-Za-z0-9])(?P<patient>(?:tumor|normal|test)_\d{3})(?P<section>)(?![A-Za-z0-9])",
+    re.I | re.ASCII,
 )
 _BRACS = re.compile(
     r"(?<![A-Za-z0-9])(?P<patient>BRACS_\d{1,6})(?P<section>)(?:_(?P<region>[A-Z]+_\d+))?"
-    r"(?![A-Za-z0-9])"
+    r"(?![A-Za-z0-9])",
+    re.ASCII,
 )
-_BREAKHIS = re.compile(r"SOB_[BM]_[A-Z]+[-_](?P<slide>\d\d-\d{3,6}[A-Z]*)-\d{2,3}-\d{3}")
+_BREAKHIS = re.compile(
+    r"\d{0,3}SOB_[BM]_[A-Z]+[-_](?P<slide>\d\d-\d{3,6}[A-Z]*)-\d{2,3}-\d{3}(?:_\d{1,3})?"
+)
 _IDC = re.compile(rf"(?P<slide>\d+)_idx\d+_x{_X}_y{_Y}_class[01]")
 _KATHER = re.compile(
     r"[0-9A-F]+_(?P<slide>CRC-Prim-HE-\d\d)(?:_?(?P<region>[0-9A-Za-z]+))?"
@@ -102,12 +114,7 @@ def _tcga(path: str) -> Name | None:
 
     The site is the tissue source site; a short barcode stands for the patient.
     """
-    name = barcode(_TCGA, path)
-    if name is None or name.site is None or name.patient is None or name.slide is None:
-        return None
-    return replace(
-        name, site=name.site.upper(), patient=name.patient.upper(), slide=name.slide.upper()
-    )
+    return barcode(_TCGA, path)
 
 
 def _cptac(path: str) -> Name | None:
@@ -122,12 +129,21 @@ def _gtex(path: str) -> Name | None:
 
 def _camelyon17(path: str) -> Name | None:
     """CAMELYON17 (Bandi et al. 2019): ``patient_004_node_4``."""
-    return barcode(_CAMELYON17, path)
+    return _lower(barcode(_CAMELYON17, path))
 
 
 def _camelyon16(path: str) -> Name | None:
     """CAMELYON16 (Ehteshami Bejnordi et al. 2017): ``tumor_076``, ``normal_001``, ``test_001``."""
-    return barcode(_CAMELYON16, path)
+    return _lower(barcode(_CAMELYON16, path))
+
+
+def _lower(name: Name | None) -> Name | None:
+    """Ids that the first release of a set wrote with capitals."""
+    if name is None or name.slide is None:
+        return None
+    slide = name.slide.lower()
+    patient = name.patient.lower() if name.patient is not None else slide
+    return replace(name, patient=patient, slide=slide)
 
 
 def _bracs(path: str) -> Name | None:
@@ -194,8 +210,8 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         Grammar("panda", STRONG, _panda),
         Grammar("qupath", STRONG, exporter.qupath),
         Grammar("deepzoom", STRONG, exporter.deep_zoom),
-        Grammar("weak", WEAK, exporter.common),
         Grammar("slide_folder", WEAK, exporter.slide_folder),
+        Grammar("weak", WEAK, exporter.common),
     )
 }
 """All grammars in the order in which they are tried: archives first, weak ones last."""

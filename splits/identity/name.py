@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 
+from splits.identity.position import locate_after
 from splits.images import image_of, window_of
 
-__all__ = ["Name", "barcode", "clean", "place", "split_fragment", "stem", "whole"]
+__all__ = ["Name", "barcode", "clean", "place", "posix", "split_fragment", "stem", "whole"]
 
 SUFFIX = re.compile(
-    r"\.(?:svs|tiff?|jpe?g|png|bmp|webp|gif|jp2|ndpi|mrxs|scn|vms|bif|czi|dcm|svslide|dzi)$", re.I
+    r"(?:\.ome)?\.(?:svs|tiff?|jpe?g|png|bmp|webp|gif|jp2|ndpi|mrxs|scn|vms|bif|czi|dcm|svslide|dzi"
+    r"|isyntax|zarr|h5|pt|npy|npz)$",
+    re.I,
 )
-DEEP_ZOOM = re.compile(r"_files/(\d{1,2}(?:\.\d+)?)/(\d{1,7})_(\d{1,7})$", re.ASCII)
-_COPY = re.compile(r"(?:\s*\((?:copy|\d{1,3})\)|(?:\s-)?\scopy(?:\s\d{1,3})?)$", re.I)
-_TAGGED = re.compile(
-    r"(?<![A-Za-z])x(?:min|ini)?[_=-]?(\d{1,9})[,_-]+y(?:min|ini)?[_=-]?(\d{1,9})", re.I | re.ASCII
+_COPY_WORD = r"(?:copy|kopie|copie|copia|kopia|c[oó]pia|копия|副本|コピー)"
+_COPY = re.compile(
+    rf"(?:\s*\((?:{_COPY_WORD}|\d{{1,3}})\)|\s?[\s_-]\s?{_COPY_WORD}(?:\s?\d{{1,3}})?)$", re.I
 )
-_PLAIN = re.compile(r"(?:^|[/_.-])(\d{1,7})_(\d{1,7})$", re.ASCII)
-_REGION = re.compile(r"_r(?:eg(?:ion)?_?)?(\d{1,6})(?=_|$)", re.I | re.ASCII)
+_COPY_OF = re.compile(rf"(?:^|(?<=/)){_COPY_WORD}\s(?:of|von|de|di|van)\s(?=[^/]*$)", re.I)
+_REGION = re.compile(r"_r(?:eg(?:ion)?_?|oi_?)?(\d{1,6})(?=_|$)", re.I | re.ASCII)
+_APPENDED = re.compile(r"(?:[_ -][A-Za-z][\w-]*)?", re.ASCII)
 _MPP = re.compile(r"(?<![A-Za-z])mpp[-_=]?(\d{1,3}\.\d{1,8})", re.I | re.ASCII)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Name:
     """What a name says; ``None`` where it says nothing.
 
@@ -72,12 +76,19 @@ def split_fragment(tile_id: str) -> tuple[str, tuple[int, int] | None]:
     return image_of(tile_id), None if window is None else window[:2]
 
 
+def posix(path: str) -> str:
+    """POSIX separators and composed characters: a Mac writes ``ä`` as two, Linux and Windows one."""
+    text = path.replace("\\", "/")
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def clean(path: str) -> str:
     """POSIX separators, no image suffix, no mark of a file manager's copy."""
-    text = SUFFIX.sub("", path.replace("\\", "/"))
-    while (match := _COPY.search(text)) is not None:
-        text = text[: match.start()]
-    return text
+    text, before = posix(path), None
+    while text != before:
+        before = text
+        text = _COPY.sub("", SUFFIX.sub("", text))
+    return _COPY_OF.sub("", text)
 
 
 def stem(path: str) -> str:
@@ -85,44 +96,67 @@ def stem(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def place(name: Name, tail: str) -> Name:
+def place(name: Name, tail: str, *, dashes: bool = False) -> Name:
     """Add position, region and resolution from the text that follows an id."""
-    if (zoom := DEEP_ZOOM.search(tail)) is not None:
-        name = replace(name, region=zoom[1], col=int(zoom[2]), row=int(zoom[3]))
-    elif (at := _TAGGED.search(tail) or _PLAIN.search(tail)) is not None:
-        name = replace(name, x=int(at[1]), y=int(at[2]))
-    if name.region is None and (part := _REGION.search(tail)) is not None:
-        name = replace(name, region=part[1])
-    if (mpp := _MPP.search(tail)) is not None and float(mpp[1]) > 0:
+    at = locate_after(tail, dashes=dashes)
+    mpp = _MPP.search(tail)
+    if mpp is not None and float(mpp[1]) > 0:
         name = replace(name, mpp=float(mpp[1]))
-    return name
+    region = name.region
+    if at is not None and at.level is not None:
+        region = at.level
+    elif region is None and (part := _REGION.search(tail)) is not None:
+        region = part[1]
+    if at is None:
+        return replace(name, region=region) if region is not None else name
+    return replace(
+        name, region=region, x=at.x, y=at.y, col=at.col, row=at.row, downsample=at.downsample
+    )
 
 
 def barcode(pattern: re.Pattern[str], path: str) -> Name | None:
-    """Read an id that may stand in a folder or in the file name.
+    """Read an id that may stand in a folder or in the file name, in any case.
 
     ``pattern`` has the groups ``patient`` and ``section`` (what makes a slide of the patient), and
-    may have ``site`` and ``region``. Two patients in one path contradict each other: no identity.
-    Of several ids of one patient the most specific counts.
+    may have ``site``, ``region`` and ``dash``, the separator that stands for an archive's hyphens.
+    Two patients in one path contradict each other: no identity. Of several ids of one patient the
+    most specific counts.
     """
-    matches = list(pattern.finditer(path))
-    if not matches or len({match["patient"].upper() for match in matches}) > 1:
+    matches = [
+        match
+        for match in pattern.finditer(path)
+        # `TCGA_05_1024_2048` may be a counter and a position; with a section it is a barcode.
+        if match["section"] or match.groupdict().get("dash", "-") == "-"
+    ]
+    if not matches or len({_written(match, "patient").lower() for match in matches}) > 1:
         return None
     best = max(matches, key=lambda match: (len(match["section"] or ""), match.start()))
     found = best.groupdict()
+    patient, section = _written(best, "patient"), _written(best, "section")
     name = Name(
-        site=found.get("site"),
-        patient=found["patient"],
-        slide=found["patient"] + (found["section"] or ""),
+        site=_written(best, "site") if "site" in found else None,
+        patient=patient,
+        slide=patient + section,
         region=found.get("region"),
     )
-    return place(name, path[matches[-1].end() :])
+    return place(name, path[matches[-1].end() :], dashes=bool(section))
+
+
+def _written(match: re.Match[str], group: str) -> str:
+    """A part of an id as its archive writes it."""
+    text = match[group] or ""
+    dash = match.groupdict().get("dash")
+    return text if dash is None else text.replace(dash, "-").upper()
 
 
 def whole(pattern: re.Pattern[str], path: str) -> Name | None:
-    """Match a pattern over the whole stem; its named groups are the fields of `Name`."""
-    match = pattern.fullmatch(stem(path))
-    if match is None:
+    """Match a pattern over the stem; its named groups are the fields of `Name`.
+
+    Only a word may follow, as augmentation scripts append it: ``_flip``, ``_aug_3``.
+    """
+    text = stem(path)
+    match = pattern.match(text)
+    if match is None or not _APPENDED.fullmatch(text, match.end()):
         return None
     found = match.groupdict()
     return Name(

@@ -1,0 +1,124 @@
+"""Planted twins: tiles of known origin that every search has to find.
+
+A search that links nothing may be right or blind. So some tiles of the set are given a twin each,
+made the way real ones come about, and the searches run on all of them together. The share that is
+found says how far the links of this set, at this size and quality, may be taken for complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from splits.content.links import KINDS, Links, turned
+
+__all__ = ["Twins", "plant"]
+
+N_PLANTED: Final = 100
+"""Twins of each kind, where the set has as many tiles with tissue."""
+_EDGE_STD: Final = 6.0
+_QUALITY: Final = 85
+_MAX_DEGREES: Final = 25.0
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Planted tiles, numbered on from the last tile of the set.
+
+    Attributes:
+        first: Row number of the first planted tile, which is the number of real tiles.
+        pixels: One image a planted tile, ``(height, width, 3)`` uint8 RGB.
+        pairs: ``(n, 2)`` row numbers that have to be linked; a pair may be two planted tiles.
+        kinds: How each pair was made: ``turned``, ``duplicate`` or ``seam``.
+    """
+
+    first: int
+    pixels: tuple[Image, ...]
+    pairs: npt.NDArray[np.int64]
+    kinds: tuple[str, ...]
+
+    def found(self, links: Links) -> dict[str, dict[str, int]]:
+        """How many were planted and found, by kind.
+
+        A seam has to be found as a seam. A turned or altered copy counts whichever search of
+        copies finds it.
+        """
+        seams = links.kind == KINDS.index("seam")
+        known = {
+            seam: {tuple(pair) for pair in links.pairs[seams == seam].tolist()}
+            for seam in (False, True)
+        }
+        counts: dict[str, dict[str, int]] = {}
+        for pair, kind in zip(np.sort(self.pairs, axis=1).tolist(), self.kinds, strict=True):
+            count = counts.setdefault(kind, {"planted": 0, "found": 0})
+            count["planted"] += 1
+            count["found"] += tuple(pair) in known[kind == "seam"]
+        return counts
+
+
+def plant(
+    rows: npt.NDArray[np.int64], n_tiles: int, read: Callable[[int], Image], seed: int = 0
+) -> Twins:
+    """Make twins of a random sample of tiles.
+
+    Each sampled tile gets a ``turned`` copy (one of the other seven turns), a ``duplicate``
+    (rotated by up to 25 degrees, cropped, perhaps mirrored) and two halves that meet in a ``seam``.
+    All are compressed again (JPEG). The halves are cut from the inside of the tile, so that their
+    outer edges do not compete with the tile's own neighbours.
+
+    Args:
+        rows: Tiles that may be sampled: those that are not blank.
+        n_tiles: Number of real tiles.
+        read: Gives the pixels of a tile.
+        seed: Seed of the sample and of the alterations.
+    """
+    random = np.random.default_rng(seed)
+    sample = np.sort(random.choice(rows, min(N_PLANTED, len(rows)), replace=False))
+    pixels: list[Image] = []
+    pairs: list[tuple[int, int]] = []
+    kinds: list[str] = []
+
+    def add(image: Image) -> int:
+        pixels.append(_compressed(image))
+        return n_tiles + len(pixels) - 1
+
+    for row in sample.tolist():
+        tile = read(row)
+        pairs.append((row, add(turned(tile, int(random.integers(1, 8))))))
+        pairs.append((row, add(_augmented(tile, random))))
+        kinds += ["turned", "duplicate"]
+        left, right = _halves(tile)
+        # The gate of the seam search refuses edges without structure: none is planted there.
+        if min(float(side.std()) for side in (left[:, -1], right[:, 0])) >= _EDGE_STD:
+            pairs.append((add(left), add(right)))
+            kinds.append("seam")
+    return Twins(
+        n_tiles, tuple(pixels), np.array(pairs, np.int64).reshape(-1, 2), tuple(kinds)
+    )
+
+
+def _augmented(tile: Image, random: np.random.Generator) -> Image:
+    """A rotation about the centre with reflected corners, a crop of up to 15 %, perhaps a mirror."""
+    height, width = tile.shape[:2]
+    degrees = float(random.uniform(-_MAX_DEGREES, _MAX_DEGREES))
+    zoom = 1 / float(random.uniform(0.85, 1.0))
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, zoom)
+    rotated = cv2.warpAffine(tile, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(rotated[:, ::-1] if random.random() < 0.5 else rotated, np.uint8)
+
+
+def _halves(tile: Image) -> tuple[Image, Image]:
+    height, width = tile.shape[:2]
+    inner = tile[height // 8 : height - height // 8]
+    return inner[:, width // 8 : width // 2], inner[:, width // 2 : width - width // 8]
+
+
+def _compressed(image: Image) -> Image:
+    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(image), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)

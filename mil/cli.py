@@ -13,7 +13,14 @@ import typer
 
 from mil import settings as configuration
 from mil.config import Config
-from mil.terminal import print_json, print_table, screen, show_metrics, show_split
+from mil.terminal import (
+    print_json,
+    print_table,
+    screen,
+    show_identity,
+    show_metrics,
+    show_split,
+)
 from splits.errors import InputError, SlidewiseError
 
 __all__ = ["app", "main"]
@@ -126,32 +133,35 @@ def preview(
 @app.command()
 def identify(
     run: Run,
-    manifest: Annotated[Path | None, typer.Option(help="Table of ids by tile.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Table of ids by tile or slide.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Its columns, as for split.")] = None,
+    sites: Annotated[Path | None, typer.Option(help="Table: site code, institution.")] = None,
     rule: Annotated[str | None, typer.Option(help="Grammar or regex.")] = None,
-    content: Annotated[bool, typer.Option(help="Link tiles with identical pixels.")] = True,
+    content: Annotated[
+        bool | None, typer.Option(help="Look for copies, overlaps and seams in the pixels.")
+    ] = None,
     truth: Annotated[Path | None, typer.Option(help="True ids, for scoring only.")] = None,
     json: Json = False,
 ) -> None:
-    """Slide, patient and site of every tile, with the reason and a grade."""
-    from mil import prepare
+    """Slide, patient and site of every tile, with the reason, a grade and a page of pictures."""
+    from mil.report.identity import identify_run
 
-    changes: dict[str, Any] = {"content": content}
-    if manifest is not None:
-        changes["manifest"] = str(manifest)
-    if rule is not None:
-        changes["rule"] = rule
+    given = {
+        "manifest": None if manifest is None else str(manifest),
+        "columns": _columns(columns) or None,
+        "sites": None if sites is None else str(sites),
+        "rule": rule,
+        "content": content,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
     config = _with(_stored(run), identity=changes)
-    report = prepare.identify(run, config, truth)
+    with screen() as view:
+        report = identify_run(run, config, truth, view.progress)
     configuration.save(config, run / "config.yaml")
     if json:
         print_json(report)
-        return
-    typer.echo(f"grade {report['grade']}: {report['reason']}")
-    for name in ("tiles", "slides", "patients", "sites", "groups"):
-        typer.echo(f"  {report['n'][name]} {name}")
-    if "scores" in report:
-        for name, value in report["scores"].items():
-            typer.echo(f"  {name} {value}")
+    else:
+        show_identity(report, run / "identity.html")
 
 
 @app.command()

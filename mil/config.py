@@ -66,7 +66,13 @@ class Identity(_Section):
     rule: str = "auto"
     """``auto``, the name of a grammar, or a regex with ``(?P<slide>...)``."""
     manifest: Path | None = None
-    """Table with a path and any of slide, patient, site, label, tile_label, x_px, y_px, mpp."""
+    """Table with a path, slide or patient and any of site, label, tile_label, x_px, y_px, mpp."""
+    columns: Mapping[str, str] = Field(default_factory=dict)
+    """Columns of the manifest that are not recognised: ``{slide_id: Biopsy, path: Bild}``."""
+    patients: Path | None = None
+    """Table of patients joined to the manifest (STAMP's clinical table beside its slide table)."""
+    sites: Path | None = None
+    """Table of site code and institution: sites of one institution become one."""
     content: bool = True
     """Link tiles with identical pixels."""
 

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from mil import phantom
@@ -30,6 +32,8 @@ from splits.artifacts import (
     write_json,
     write_table,
 )
+from splits.content.evidence import Evidence, gather
+from splits.content.signatures import Signatures, sign
 from splits.errors import InputError, NegativeVerdictError, unknown
 from splits.identity import identify as identify_tiles
 from splits.images import read_tile
@@ -50,6 +54,7 @@ __all__ = [
     "split_table",
 ]
 
+_CONTENT_TABLES = ("links.parquet", "layout.parquet")
 Progress = Callable[[str, int], Callable[[int], object]]
 
 
@@ -84,8 +89,14 @@ def scan(run: Path, config: Config, progress: Progress | None = None) -> None:
         shutil.copyfile(run / "tiles.parquet", temporary)
 
 
-def identify(run: Path, config: Config, truth: Path | None = None) -> dict[str, Any]:
-    """Fill the identity columns of ``tiles.parquet`` and write ``identity.json``."""
+def identify(
+    run: Path, config: Config, truth: Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Fill the identity columns of ``tiles.parquet`` and write ``identity.json``.
+
+    With content, ``links.parquet`` and ``layout.parquet`` say which tiles belong together and where
+    each lies on the lattice of its component.
+    """
     scanned = run / "cache" / "scan.parquet"
     if not scanned.exists():
         message = f"{run} holds no tile table: run `slidewise scan ROOT --out {run}` first"
@@ -97,6 +108,7 @@ def identify(run: Path, config: Config, truth: Path | None = None) -> dict[str, 
         "manifest": _content(manifest),
         "truth": _content(truth),
         "unit": config.split.unit,
+        "folds": config.split.folds,
         "classes": config.data.classes,
     }
     digests = {"pixels": tiles.pixels_digest(table), "identify": digest(settings)}
@@ -104,16 +116,18 @@ def identify(run: Path, config: Config, truth: Path | None = None) -> dict[str, 
         run / "tiles.parquet"
     ):
         return read_json(run / "identity.json")
+    evidence = _evidence(run, config, table, progress)
     identified, report = identify_tiles(
         table,
         rule=config.identity.rule,
         manifest=manifest,
-        content=config.identity.content,
+        evidence=evidence,
         unit=config.split.unit,
-        read=partial(read_tile, data_root(run, config)),
+        folds=config.split.folds,
         truth=truth,
     )
     left = [("tile", name, "its name carries no identity") for name in report["unidentified"]]
+    left += [("tile", name, "blank: nothing ties it to a slide") for name in report["blank"]]
     identified, other = _keep_classes(identified, config.data.classes)
     ledger.record(run, "identify", left + other)
     tiles.slides(identified)
@@ -127,6 +141,35 @@ def identify(run: Path, config: Config, truth: Path | None = None) -> dict[str, 
     return read_json(run / "identity.json")
 
 
+def _evidence(
+    run: Path, config: Config, table: pd.DataFrame, progress: Progress | None
+) -> Evidence | None:
+    """What the pixels say, and its tables; the one pass over all tiles is kept for another rule."""
+    if not config.identity.content:
+        for name in _CONTENT_TABLES:
+            (run / name).unlink(missing_ok=True)
+        return None
+    pixels = tiles.pixels_digest(table)
+    names = table["tile_id"].tolist()
+    root = data_root(run, config)
+
+    def read(row: int) -> npt.NDArray[np.uint8]:
+        return read_tile(root, names[row])
+
+    kept = run / "cache" / f"signatures-{pixels}.npz"
+    if not kept.exists():
+        for stale in kept.parent.glob("signatures-*.npz"):
+            stale.unlink()
+        advance = progress("pixels", len(names)) if progress else None
+        with atomic(kept) as temporary:
+            sign(read, len(names), advance).save(temporary)
+    evidence = gather([*table["sha256"]], read, Signatures.load(kept))
+    links, layout = (evidence.links_table(names), evidence.layout_table(names))
+    for name, content in zip(_CONTENT_TABLES, (links, layout), strict=True):
+        write_table(run / name, content, {"pixels": pixels})
+    return evidence
+
+
 def split(run: Path, config: Config) -> folds.Split:
     """Deal the groups to folds: ``split.csv`` and ``split.json``.
 
@@ -136,10 +179,7 @@ def split(run: Path, config: Config) -> folds.Split:
     """
     report = identify(run, config)
     if report["grade"] == "D":
-        message = (
-            "grade D: nothing says which slide a tile comes from, so no slide-level split exists; "
-            "give identity.manifest or identity.rule"
-        )
+        message = f"grade D, no slide-level split exists: {report['reason']}"
         raise NegativeVerdictError(message)
     table = read_tiles(run)
     settings = config.split

@@ -9,6 +9,7 @@ from pathlib import Path
 from mil import encode, evaluate, predict, prepare, report, settings, train
 from mil.config import Config, Data, Encoder, Split, Train
 from mil.phantom import Phantom
+from mil.report.identity import identify_run
 from splits.artifacts import digest, digests_of, is_current
 from splits.images import read_tile
 
@@ -30,7 +31,7 @@ def run(path: Path, config: Config, say: Say, progress: prepare.Progress | None 
     train.check(config)
     settings.save(config, path / "config.yaml")
     prepare.scan(path, config, progress)
-    identity = prepare.identify(path, config)
+    identity = identify_run(path, config, progress=progress)
     say(f"identity: grade {identity['grade']} ({identity['reason']})")
     prepare.split(path, config)
     say(f"audit: {prepare.audit(path, config)['verdict']}")

@@ -22,7 +22,15 @@ from rich.text import Text
 
 from splits.folds import Split
 
-__all__ = ["Screen", "print_json", "print_table", "screen", "show_metrics", "show_split"]
+__all__ = [
+    "Screen",
+    "print_json",
+    "print_table",
+    "screen",
+    "show_identity",
+    "show_metrics",
+    "show_split",
+]
 
 _STDERR = Console(stderr=True)
 _STDOUT = Console()
@@ -71,6 +79,20 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     _STDOUT.print(table)
+
+
+def show_identity(report: dict[str, Any], page: Path) -> None:
+    """The grade, the counts, what needs a look, and the scores where a truth was given."""
+    _STDOUT.print(Text(f"grade {report['grade']}: {report['reason']}"))
+    counts = ", ".join(
+        f"{report['n'][name]} {name}" for name in ("tiles", "slides", "patients", "sites", "groups")
+    )
+    _STDOUT.print(Text(counts))
+    for name in ("conflicts", "contradictions", "unidentified", "blank"):
+        if report.get(name):
+            _STDOUT.print(Text(f"{len(report[name])} {name}: see {page}"))
+    for name, value in report.get("scores", {}).items():
+        _STDOUT.print(Text(f"{name} {value}"))
 
 
 def show_split(result: Split, path: Path) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from splits import balance as search
 from splits.artifacts import digest
 from splits.errors import InputError, unknown
-from splits.identity.content import components
+from splits.content.links import components
 
 __all__ = ["BALANCE", "PARTS", "UNITS", "Groups", "regroup", "slide_rows", "text"]
 

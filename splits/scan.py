@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections import Counter
@@ -24,6 +25,9 @@ from splits.tiles import check
 __all__ = ["Listing", "label_of", "list_folder", "scan"]
 
 Skipped = list[tuple[str, str, str]]
+_SAME_PX = 2
+"""Difference in size of tiles that are one size: at the border of a Deep Zoom grid the overlap of
+one or two pixels is missing."""
 _PARTS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -115,7 +119,8 @@ def scan(
         label: Where the slide label comes from, see :func:`label_of`.
         tile_px: Cut every image into squares of this size, row by row from its top left corner;
             None takes every file as one tile.
-        mixed_sizes: ``skip`` leaves out tiles that differ from the most frequent size; ``resize``
+        mixed_sizes: ``skip`` leaves out tiles that differ from the most frequent size by more than
+            2 px (the overlap that Deep Zoom tiles lack at the border of the slide); ``resize``
             keeps them (the encoder sees all at its working size, so their scale differs).
         progress: Called with 1 after each image.
 
@@ -211,7 +216,14 @@ def _one_size(rows: list[dict[str, object]]) -> tuple[list[dict[str, object]], S
             f"{count} of {len(rows)}: set data.mixed_sizes=resize, or data.tile_px to cut images"
         )
         raise InputError(message)
-    kept = [row for row in rows if (row["width_px"], row["height_px"]) == (width, height)]
+    near = [
+        all(
+            abs(int(str(row[side])) - px) <= _SAME_PX
+            for side, px in (("width_px", width), ("height_px", height))
+        )
+        for row in rows
+    ]
+    kept = list(itertools.compress(rows, near))
     odd = [
         (
             "tile",
@@ -219,8 +231,8 @@ def _one_size(rows: list[dict[str, object]]) -> tuple[list[dict[str, object]], S
             f"{row['width_px']}x{row['height_px']} px differs from the "
             f"cohort's {width}x{height} px (data.mixed_sizes=resize keeps it)",
         )
-        for row in rows
-        if (row["width_px"], row["height_px"]) != (width, height)
+        for row, alike in zip(rows, near, strict=True)
+        if not alike
     ]
     return kept, odd
 

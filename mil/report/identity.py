@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from mil import prepare
+from mil.config import Config
 from mil.report import tables
 from mil.report.identity_doubts import conflicts, doubts
 from mil.report.identity_pictures import KIND_WORDS, MAX_TILES, mosaics
@@ -19,8 +22,9 @@ from mil.report.pictures import ReadTile
 from splits.artifacts import atomic, read_json, read_table
 from splits.content.links import KINDS
 from splits.errors import InputError
+from splits.images import read_tile as read_from_disk
 
-__all__ = ["build"]
+__all__ = ["build", "identify_run"]
 
 _HERE: Final = Path(__file__).parent
 _LISTED: Final = 50
@@ -76,6 +80,20 @@ _SCORES: Final = {
     "n_tiles": "Tiles scored",
     "n_without_truth": "Tiles that the truth does not name",
 }
+
+
+def identify_run(
+    run: Path,
+    config: Config,
+    truth: Path | None = None,
+    progress: prepare.Progress | None = None,
+) -> dict[str, Any]:
+    """Identity of every tile (:func:`mil.prepare.identify`) and the page that shows it."""
+    found = prepare.identify(run, config, truth, progress)
+    page, made_from = run / "identity.html", run / "identity.json"
+    if not page.exists() or page.stat().st_mtime_ns < made_from.stat().st_mtime_ns:
+        build(run, read_tile=partial(read_from_disk, prepare.data_root(run, config)))
+    return found
 
 
 def build(run: Path, *, read_tile: ReadTile | None) -> Path:

@@ -32,7 +32,7 @@ _BANDS: Final = (16, 8)
 _SIDES: Final = (192, 96)
 """Side in px of the central square whose power spectrum is taken: brightness, chroma."""
 _LOWEST: Final = 1.0 / 128
-"""Centre of the lowest band, in cycles a pixel; the highest ends at 0.5."""
+"""Lower edge of the lowest band, in cycles a pixel; the highest band ends at 0.5."""
 N_VALUES: Final = 3 * (len(_QUANTILES) + 4) + 9 + 12 + 11 + 9 + _BANDS[0] + 2 * _BANDS[1]
 """Length of a vector."""
 

@@ -11,19 +11,24 @@ import numpy.typing as npt
 import pandas as pd
 
 from splits.content.copies import find_turned
-from splits.content.keypoints import candidate_pairs, find_duplicates
+from splits.content.gaps import gap_share
+from splits.content.keypoints import find_duplicates
 from splits.content.links import KINDS, Links, components, join
 from splits.content.mosaic import Assembly, assemble
 from splits.content.seams import find_seams
 from splits.content.signatures import Signatures, sign
 from splits.content.twins import Twins, plant
 
-__all__ = ["Evidence", "gather"]
+__all__ = ["Evidence", "gather", "identical"]
 
 Read = Callable[[int], npt.NDArray[np.uint8]]
 _N_SAMPLED: Final = 20_000
 _AGREE: Final = 0.05
 """Two tiles agree in colour if this share of random pairs is as close as they are, or closer."""
+
+
+_OF_TILES: Final = ("component", "frame", "turn", "place")
+_OF_LINKS: Final = ("used", "held", "cut")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Evidence:
         blank: ``(n_tiles,)`` tiles that show no tissue; they link nothing.
         vectors: ``(n_tiles, dim)`` float32, the soft evidence.
         twins: By kind, how many twins were ``planted`` and ``found``.
+        gaps: Share of the edges inside the components that miss their neighbour.
     """
 
     links: Links
@@ -43,6 +49,7 @@ class Evidence:
     blank: npt.NDArray[np.bool_]
     vectors: npt.NDArray[np.float32]
     twins: dict[str, dict[str, int]]
+    gaps: float
 
     @property
     def twins_found(self) -> float:
@@ -51,14 +58,20 @@ class Evidence:
         return sum(count["found"] for count in self.twins.values()) / planted if planted else 0.0
 
     def of(self, keep: npt.NDArray[np.bool_]) -> Evidence:
-        """The same without some tiles; the rows are numbered anew."""
+        """Without some tiles and their links, numbered anew; contradictions are not carried on."""
         row = np.cumsum(keep) - 1
         inside = keep[self.links.pairs].all(axis=1)
         links = self.links[inside]
+        whole = self.assembly
         return replace(
             self,
             links=replace(links, pairs=row[links.pairs]),
-            assembly=self.assembly.of(keep, inside),
+            assembly=replace(
+                whole,
+                **{name: getattr(whole, name)[keep] for name in _OF_TILES},
+                **{name: getattr(whole, name)[inside] for name in _OF_LINKS},
+                contradictions=[],
+            ),
             blank=self.blank[keep],
             vectors=self.vectors[keep],
         )
@@ -96,6 +109,7 @@ class Evidence:
                 for found in self.assembly.contradictions
             ],
             "twins": self.twins,
+            "gaps": self.gaps,
         }
 
     def links_table(self, tile_ids: Sequence[str]) -> pd.DataFrame:
@@ -155,12 +169,13 @@ def gather(
     def read_any(row: int) -> npt.NDArray[np.uint8]:
         return read(row) if row < n_tiles else twins.pixels[row - n_tiles]
 
-    links = _search(everything, _identical(sha256, signatures.blank), read_any)
+    links = _search(everything, identical(sha256, signatures.blank), read_any)
     counts = twins.found(links)
     links = links[(links.pairs < n_tiles).all(axis=1)]
     agree = _agree(signatures.vectors, links.pairs, np.random.default_rng(seed))
     assembly = assemble(n_tiles, links, agree=agree)
-    return Evidence(links, assembly, signatures.blank, signatures.vectors, counts)
+    gaps = gap_share(assembly, (signatures.lines[:, :4, :-1] @ np.array([0.299,0.587,0.114],np.float32)).std(axis=2) >= 6)
+    return Evidence(links, assembly, signatures.blank, signatures.vectors, counts, gaps)
 
 
 def _search(signatures: Signatures, identical: Links, read: Read) -> Links:
@@ -168,14 +183,12 @@ def _search(signatures: Signatures, identical: Links, read: Read) -> Links:
     turned = find_turned(signatures.coefficients, read)
     copies = join([identical, turned])
     same = components(len(signatures), copies.pairs)
-    candidates = candidate_pairs(signatures.landmarks)
-    candidates = candidates[same[candidates[:, 0]] != same[candidates[:, 1]]]
-    altered = find_duplicates(candidates, read)
+    altered = find_duplicates(signatures.landmarks, read, copies.pairs)
     seams = find_seams(signatures.lines, same=same)
     return join([copies, altered, seams])
 
 
-def _identical(sha256: Sequence[str | None], blank: npt.NDArray[np.bool_]) -> Links:
+def identical(sha256: Sequence[str | None], blank: npt.NDArray[np.bool_]) -> Links:
     """Link the tiles whose decoded pixels are the same to the first of them; blank ones are not."""
     codes, _ = pd.factorize(pd.Series(list(sha256), dtype=object))
     rows = np.flatnonzero((codes >= 0) & ~blank)

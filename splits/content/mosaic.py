@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from splits.content.joining import Frames, close_cycles
+from splits.content.cycles import close_cycles
+from splits.content.frames import Frames
 from splits.content.links import KINDS, Links, components
 
 __all__ = ["Assembly", "Contradiction", "assemble"]
@@ -52,7 +53,7 @@ class Assembly:
             a frame 0; whole numbers unless overlaps tie the frame; NaN where the tile is alone.
         used: ``(n_links,)`` bool: ties its component or agrees with it. Each link is exactly one
             of used, held and cut.
-        held: ``(n_links,)`` bool: a seam between two components that would be its only evidence.
+        held: ``(n_links,)`` bool: a seam that is all that speaks for joining two components.
         cut: ``(n_links,)`` bool: contradicts its component.
         contradictions: One for each cut link, and one for each overlap that could not be placed.
     """
@@ -67,20 +68,16 @@ class Assembly:
     contradictions: list[Contradiction]
 
 
-def assemble(
-    n_tiles: int, links: Links, *, agree: npt.NDArray[np.bool_] | None = None
-) -> Assembly:
+def assemble(n_tiles: int, links: Links, *, agree: npt.NDArray[np.bool_] | None = None) -> Assembly:
     """Put tiles together, so that no single false seam merges two slides.
 
     1. Copies and overlaps, verified over an area, join whatever they link.
     2. Seams that lie on a cycle of agreeing links join: each is confirmed by the others. So two
        seams between other pairs of tiles that lay two components in the same way join them.
     3. Seams whose tiles look like one slide (``agree``) join: the look is the second cue.
-       What steps 1 to 3 hold together is a *core* if it shows several tiles, copies aside.
-    4. A seam that is the only cue lets tiles grow onto a core or onto each other, but never links
-       two cores, not even by way of tiles between them: of the single seams on a way from core to
-       core the weakest is held. This is a maximum spanning forest rooted in the cores (the
-       watershed cut of Cousty et al. 2009).
+    4. A seam that is the only cue joins a single tile (with its copies) to whatever it touches, so
+       that components grow tile by tile. Between two components of several tiles each it is held:
+       a tile that touches two slides goes to the one it fits better, and merges nothing.
 
     Steps 2 to 4 are repeated until nothing joins. Each takes the strongest links first, by kind and
     score; the order in which links are given does not matter. A link that disagrees with the
@@ -98,25 +95,32 @@ def assemble(
 class _Mosaic:
     """Components in the making."""
 
-    def __init__(
-        self, n_tiles: int, links: Links, agree: npt.NDArray[np.bool_] | None
-    ) -> None:
+    def __init__(self, n_tiles: int, links: Links, agree: npt.NDArray[np.bool_] | None) -> None:
         self._n_tiles = n_tiles
         self._links = links
-        self._copy = components(n_tiles, links.pairs[np.isin(links.kind, _COPIES)])
-        self._frames = Frames(self._copy)
+        copy = components(n_tiles, links.pairs[np.isin(links.kind, _COPIES)])
+        shown = np.sort(copy[links.pairs], axis=1)
+        self._evidence = shown[:, 0] * n_tiles + shown[:, 1]
+        self._differ = shown[:, 0] != shown[:, 1]
+        self._frames = Frames(copy)
         self._parent = list(range(n_tiles))  # of a component, as a forest
-        self._core = [False] * n_tiles
+        self._has_several = [False] * n_tiles  # tiles, copies aside: of a component, by its root
         self._status = np.full(len(links), _OPEN, np.int8)
         self._contradictions: list[Contradiction] = []
         self._placed = (links.turn >= 0) & np.isfinite(links.offset).all(axis=1)
         seam = links.kind == _SEAM
-        columns = (*links.offset.T[::-1], links.turn, *links.pairs.T[::-1], -links.score, links.kind)
+        columns = (
+            *links.offset.T[::-1],
+            links.turn,
+            *links.pairs.T[::-1],
+            -links.score,
+            links.kind,
+        )
         order = np.lexsort(columns)
         self._strong = order[~seam[order]]
         self._seams = order[seam[order]]
-        both = np.zeros(len(links), np.bool_) if agree is None else agree
-        self._agreeing = self._seams[both[self._seams]]
+        alike = np.zeros(len(links), np.bool_) if agree is None else agree
+        self._agreeing = self._seams[alike[self._seams]]
 
     def assembly(self) -> Assembly:
         self._join(self._strong, sure=True)
@@ -138,41 +142,43 @@ class _Mosaic:
 
     def _close(self) -> bool:
         """Join by the seams that others confirm; returns whether any did."""
-        joined = False
+        joined, confirmed = False, True
         # A false seam in the layout leads true ones astray. So seams that nothing confirmed come
-        # last in the next layout, until each has been led by the others once.
+        # last in the next layout, as long as layouts confirm something.
         doubted = np.zeros(len(self._links), np.bool_)
         while True:
             rows = self._seams[(self._status == _OPEN)[self._seams] & self._placed[self._seams]]
             rows = rows[np.argsort(doubted[rows], kind="stable")]
-            relations = self._frames.relations(self._links[rows])
             if len(rows) == 0:
                 return joined
-            cycles = close_cycles(relations, self._evidence[rows])
-            confirmed = self._join(rows[cycles.closed], sure=True)
+            cycles = close_cycles(self._frames.relations(self._links[rows]), self._evidence[rows])
+            before, confirmed = confirmed, self._join(rows[cycles.closed], sure=True)
             joined |= confirmed
-            bridges = rows[cycles.tree & ~cycles.closed]
-            if not cycles.astray.any() or not (confirmed or not doubted[bridges].all()):
+            if not cycles.astray.any() or not (before or confirmed):
                 return joined
-            doubted[bridges] = True
+            doubted[rows[cycles.tree & ~cycles.closed]] = True
 
     def _join(self, rows: npt.NDArray[np.int64], *, sure: bool = False) -> bool:
-        """Join by links in their order; an unsure one never joins two cores.
+        """Join by links in their order; an unsure one never joins two times several tiles.
 
         Returns:
             Whether any joined.
         """
         joined = False
-        for row in rows[self._status[rows] == _OPEN].tolist():
-            first, second = self._pairs[row]
+        rows = rows[self._status[rows] == _OPEN]
+        links = self._links[rows]
+        columns = (rows, links.pairs, links.turn, links.offset, self._placed[rows])
+        for row, (first, second), turn, offset, placed in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
             one, other = self._root(first), self._root(second)
-            if not sure and one != other and self._core[one] and self._core[other]:
+            several = self._has_several[one], self._has_several[other]
+            if not sure and one != other and all(several):
                 continue
-            if self._placed[row]:
+            if placed:
                 if self._frames.frame(first) == self._frames.frame(second):
                     continue  # _settle compares it with the finished lattice
-                column, line = self._links.offset[row].tolist()
-                clash = self._frames.join(first, second, int(self._links.turn[row]), (column, line))
+                clash = self._frames.join(first, second, turn, offset)
                 if clash is not None:
                     self._contradictions.append(Contradiction(row, clash, "collision"))
                     if self._links.kind[row] == _SEAM:
@@ -180,8 +186,7 @@ class _Mosaic:
                         continue
             self._status[row] = _USED
             self._parent[other] = one
-            several = sure and self._copy[first] != self._copy[second]
-            self._core[one] = bool(several or self._core[one] or self._core[other])
+            self._has_several[one] = any(several) or bool(self._differ[row])
             joined = True
         self._settle()
         return joined
@@ -193,9 +198,12 @@ class _Mosaic:
         within = relations.frames[:, 0] == relations.frames[:, 1]
         agrees = relations.at_rest()
         self._status[rows[within & agrees]] = _USED
-        for row in rows[within & ~agrees].tolist():
-            self._status[row] = _CUT
-            self._contradictions.append(Contradiction(row, self._pairs[row], "cycle"))
+        apart = rows[within & ~agrees]
+        self._status[apart] = _CUT
+        for row, (first, second) in zip(
+            apart.tolist(), self._links.pairs[apart].tolist(), strict=True
+        ):
+            self._contradictions.append(Contradiction(row, (first, second), "cycle"))
 
     def _root(self, tile: int) -> int:
         parent = self._parent

@@ -1,4 +1,4 @@
-"""Nearest neighbours: exact by blocked products for small sets, an approximate index for large ones."""
+"""Nearest neighbours: exact by blocked products, or from an approximate index for large sets."""
 
 from __future__ import annotations
 
@@ -45,16 +45,14 @@ def nearest(vectors: _Floats, queries: _Floats, k: int) -> _Found:
 def _exact(vectors: _Floats, queries: _Floats, k: int) -> _Found:
     n_groups = min(len(vectors), _GROUPS * k)
     n_padded = -len(vectors) % n_groups
-    norms = np.pad(
-        np.einsum("ij,ij->i", vectors, vectors), (0, n_padded), constant_values=np.inf
-    )
-    columns = np.pad(vectors, ((0, n_padded), (0, 0)))
-    members = np.arange(len(columns)).reshape(-1, n_groups)
+    norms = np.pad(np.einsum("ij,ij->i", vectors, vectors), (0, n_padded), constant_values=np.inf)
+    columns = -2 * np.pad(vectors, ((0, n_padded), (0, 0))).T
+    members = np.arange(columns.shape[1]).reshape(-1, n_groups)
     rows = np.empty((len(queries), k), np.int64)
     distances = np.empty((len(queries), k), np.float32)
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK]
-        squared = block @ (-2 * columns.T)
+        squared = block @ columns
         squared += norms
         # The k nearest lie in the k groups with the nearest members.
         best = squared.reshape(len(block), *members.shape).min(axis=1)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from splits.content.colour import vector
 from splits.content.copies import coefficients
-from splits.content.keypoints import landmarks
+from splits.content.landmarks import landmarks
 from splits.content.seams import edge_lines
 
 __all__ = ["BLANK_STD", "Signatures", "is_blank", "sign"]
@@ -34,7 +34,7 @@ class Signatures:
         blank: ``(n,)`` bool: shows no tissue.
         lines: `splits.content.seams.edge_lines`.
         coefficients: `splits.content.copies.coefficients`.
-        landmarks: `splits.content.keypoints.landmarks`.
+        landmarks: `splits.content.landmarks.landmarks`.
         vectors: `splits.content.colour.vector`, float32.
     """
 
@@ -46,6 +46,11 @@ class Signatures:
 
     def __len__(self) -> int:
         return len(self.blank)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays, in bytes."""
+        return sum(getattr(self, column.name).nbytes for column in fields(self))
 
     def joined(self, other: Signatures) -> Signatures:
         """The tiles of both, one after the other."""

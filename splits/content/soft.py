@@ -8,30 +8,27 @@ the effective number of groups.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-
-from scipy.special import expit, log_expit
+from scipy.special import log_expit
 
 from splits.content.links import components
-from splits.content.nearest import nearest
-from splits.content.signature_model import Regions, Signature, learn
+from splits.content.signature_model import (
+    CAUTIOUS,
+    NEIGHBOURS,
+    Pairs,
+    Regions,
+    Signature,
+    learn,
+    likely_pairs,
+    missed,
+)
 
 __all__ = ["Coarse", "Step", "coarsen"]
 
-_NEIGHBOURS: Final = 60
-"""Components or groups that a component or group may be merged with, the nearest ones."""
-_TEMPER: Final = 0.5
-"""Weight of the log likelihood ratio: the axes are not as independent and normal as the model."""
-_SPREADS: Final = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Trial variances of the regions of a slide, in units of a tile's variance within a region."""
-_SAMPLE: Final = 200_000
-"""Pairs that the mixture is fitted to, at the most."""
-_ROUNDS: Final = 50
-"""Rounds of expectation and maximisation for the prior."""
 _STEPS: Final = 24
 """Groupings between none and the coarsest allowed whose leakage is predicted."""
 _ENOUGH: Final = 30
@@ -56,32 +53,40 @@ class Coarse:
 
     Attributes:
         group: ``(n_tiles,)`` int64, numbered from 0 without gaps.
-        predicted_leakage: Predicted share of test tiles whose slide has a tile in train when the
-            groups are split at random into folds; NaN where nothing could be learned.
-        n_eff: Effective number of groups, 1 / sum of squared shares.
-        largest_share: Share of the largest group.
-        satisfied: Whether the prediction reaches the target within the bounds.
+        step: Size of the groups and their predicted leakage.
+        target: Leakage that was to be reached.
         reason: Why it ended here, in a sentence.
-        curve: Groupings on the way, the finest first.
+        curve: Groupings that were looked at, the finest first; empty where nothing was merged
+            because nothing could be learned or the components are too coarse as they are.
     """
 
     group: _Codes
-    predicted_leakage: float
-    n_eff: float
-    largest_share: float
-    satisfied: bool
+    step: Step
+    target: float
     reason: str
     curve: tuple[Step, ...]
 
+    @property
+    def predicted_leakage(self) -> float:
+        """Share of test tiles whose slide has a tile in train, where folds are random groups."""
+        return self.step.predicted_leakage
 
-@dataclass(frozen=True)
-class _Graph:
-    """Likely pairs of components, the smaller first, and the probability that they share a slide."""
+    @property
+    def satisfied(self) -> bool:
+        """Whether the prediction reaches the target within the bounds."""
+        return bool(self.curve) and self.predicted_leakage <= self.target
 
-    pairs: _Codes
-    probability: _Floats
-    spread: float
-    prior: float
+    def summary(self) -> dict[str, Any]:
+        """As plain values for ``identity.json``."""
+        return {
+            "predicted": self.predicted_leakage,
+            "target": self.target,
+            "satisfied": self.satisfied,
+            "reason": self.reason,
+            "n_eff": self.step.n_eff,
+            "largest_share": self.step.largest_share,
+            "curve": [asdict(step) for step in self.curve],
+        }
 
 
 def coarsen(
@@ -97,10 +102,15 @@ def coarsen(
     It stops where the effective number of groups would fall below ``max(6 * folds, 20)``, and no
     group grows beyond ``1 / (2 * folds)`` of the tiles.
 
-    The prediction takes each pair of components to be one slide or two slides by a two-component
-    mixture fitted to all pairs. It assumes that slides scatter normally in the learned axes and
-    that regions of a slide differ alike everywhere; slides of one batch look like one slide to it,
-    and regions of one slide that look nothing alike look like two.
+    The prediction takes each pair of components to be one slide or two by a mixture fitted to all
+    pairs, under the cautious assumption that regions of a slide differ by at least three times the
+    variance of tiles within one (`signature_model.CAUTIOUS`). It is never below what components cut
+    in two would leak that are not known again (`signature_model.missed`). It is no proof: slides of
+    one batch look like one to it, which makes it too high, and regions that look nothing alike look
+    like two slides, which makes it too low.
+
+    An encoder's features may do harm: those of a network trained on ImageNet follow the tissue
+    rather than the slide, and left as much leakage as colour alone or more.
 
     Args:
         component: ``(n_tiles,)`` hard component of each tile.
@@ -111,58 +121,69 @@ def coarsen(
             vectors weigh.
 
     Returns:
-        The groups; where there is nothing to learn from, the components as they are.
+        The groups. The components as they are, with the worst leakage there can be, where they
+        break the bounds themselves or there is nothing to learn from.
     """
     component = np.unique(component, return_inverse=True)[1].astype(np.int64)
     sizes = np.bincount(component)
+    floor, largest = max(6 * folds, 20), 1 / (2 * folds)
+    bounds = f"{folds} folds need n_eff of at least {floor} and no group above {largest:.0%}"
+    worst = 1 - 1 / folds
+    as_they_are = _step(np.arange(len(sizes)), sizes, worst)
+    if as_they_are.n_eff < floor or as_they_are.largest_share > largest:
+        reason = (
+            f"{bounds}; the hard-linked components have n_eff {as_they_are.n_eff:.1f} and the "
+            f"largest holds {as_they_are.largest_share:.0%} of the tiles"
+        )
+        return Coarse(component, as_they_are, target, reason, ())
     if len(component) - len(sizes) < _ENOUGH:
         reason = (
             f"only {len(component) - len(sizes)} tiles are hard-linked to another "
             f"(at least {_ENOUGH} are needed to learn what a slide looks like)"
         )
-        return _result(component, sizes, np.arange(len(sizes)), (), np.nan, reason, target)
+        return Coarse(component, as_they_are, target, reason, ())
     blocks = vectors if embedding is None else _beside(vectors, embedding)
     signature = learn(blocks, component)
-    graph = _calibrate(signature)
-    floor = max(6 * folds, 20)
-    merges = _merges(signature, graph, sizes, floor, 1 / (2 * folds))
-    curve = []
-    for n_merges in np.unique(np.linspace(0, len(merges), _STEPS).astype(int)):
+    graph = likely_pairs(signature)
+    merges = _merges(signature, graph, sizes, floor, largest)
+
+    cautious = likely_pairs(signature, CAUTIOUS)
+    least = worst * missed(blocks, component)
+
+    def after(n_merges: int) -> Step:
         label = _labels(len(sizes), merges[:n_merges])
-        leakage = _leakage(graph, label, sizes, folds)
-        shares = np.bincount(label, weights=sizes) / sizes.sum()
-        curve.append(Step(len(shares), 1 / float(np.sum(shares**2)), float(shares.max()), leakage))
-        if leakage <= target:
+        return _step(label, sizes, max(least, _leakage(cautious, label, sizes, folds)))
+
+    steps: dict[int, Step] = {}
+    for n_merges in np.linspace(0, len(merges), _STEPS).astype(int).tolist():
+        steps[n_merges] = after(n_merges)
+        if steps[n_merges].predicted_leakage <= target:
             break
-    if leakage <= target:
-        reason = f"the predicted leakage {leakage:.3f} is within the target {target:g}"
-    else:
-        reason = (
-            f"the predicted leakage {leakage:.3f} is above the target {target:g}, and {folds} folds "
-            f"allow no coarser groups (n_eff at least {floor}, no group above {1 / (2 * folds):.2f})"
-        )
-    return _result(component, sizes, label, tuple(curve), leakage, reason, target)
-
-
-def _result(
-    component: _Codes,
-    sizes: _Codes,
-    label: _Codes,
-    curve: tuple[Step, ...],
-    leakage: float,
-    reason: str,
-    target: float,
-) -> Coarse:
-    shares = np.bincount(label, weights=sizes) / sizes.sum()
-    return Coarse(
-        group=label[component],
-        predicted_leakage=leakage,
-        n_eff=1 / float(np.sum(shares**2)),
-        largest_share=float(shares.max()),
-        satisfied=leakage <= target,
-        reason=reason,
-        curve=curve,
+    chosen = max(steps)
+    finer = max((n for n in steps if n < chosen), default=chosen)
+    while steps[chosen].predicted_leakage <= target and chosen - finer > 1:
+        middle = (finer + chosen) // 2
+        steps[middle] = after(middle)
+        if steps[middle].predicted_leakage <= target:
+            chosen = middle
+        else:
+            finer = middle
+    predicted = steps[chosen].predicted_leakage
+    reason = (
+        f"the predicted leakage {predicted:.3f} is within the target {target:g}"
+        if predicted <= target
+        else f"the predicted leakage {predicted:.3f} is above the target {target:g}, and {bounds}"
     )
+    curve = tuple(steps[n] for n in sorted(steps))
+    return Coarse(
+        _labels(len(sizes), merges[:chosen])[component], steps[chosen], target, reason, curve
+    )
+
+
+def _step(label: _Codes, sizes: _Codes, leakage: float) -> Step:
+    shares = np.bincount(label, weights=sizes) / sizes.sum()
+    n_eff = 1 / float(np.sum(shares**2))
+    return Step(len(shares), n_eff, float(shares.max()), leakage)
 
 
 def _beside(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> _Floats:
@@ -174,43 +195,8 @@ def _beside(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -
     return np.concatenate(blocks, axis=1)
 
 
-def _calibrate(signature: Signature) -> _Graph:
-    """Fit how many pairs of components are one slide, and how much its regions differ.
-
-    The likelihood of all pairs under ``1 - prior + prior * ratio`` is highest where both are right,
-    if the model of the ratio is; pairs that are no near neighbours count as ratio 0.
-    """
-    n = len(signature.n_tiles)
-    means = signature.mean.astype(np.float32)
-    near, _ = nearest(means, means, _NEIGHBOURS + 1)
-    rows = np.repeat(np.arange(n), near.shape[1])
-    pairs = np.sort(np.stack([rows, near.ravel()], axis=1), axis=1)
-    pairs = np.unique(pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs[:, 0] >= 0)], axis=0)
-    sample = pairs[:: 1 + len(pairs) // _SAMPLE]
-    n_far = (n * (n - 1) / 2 - len(pairs)) * len(sample) / len(pairs)
-    best = (-np.inf, _SPREADS[0], 0.0)
-    for spread in _SPREADS:
-        ratio = np.exp(np.minimum(_ratios(signature, sample, spread), 50.0))
-        prior = 0.01
-        for _ in range(_ROUNDS):
-            prior = float(np.sum(prior * ratio / (1 - prior + prior * ratio))) / (
-                len(sample) + n_far
-            )
-        fit = float(np.sum(np.log1p(prior * (ratio - 1)))) + n_far * np.log1p(-prior)
-        best = max(best, (fit, spread, prior))
-    _, spread, prior = best
-    odds = _ratios(signature, pairs, spread) + np.log(prior / (1 - prior))
-    return _Graph(pairs, expit(odds), spread, prior)
-
-
-def _ratios(signature: Signature, pairs: _Codes, spread: float) -> _Floats:
-    regions = signature.regions(spread)
-    first, second = (Regions(regions.weight[side], regions.moment[side]) for side in pairs.T)
-    return _TEMPER * signature.evidence(first, second)
-
-
 def _merges(
-    signature: Signature, graph: _Graph, sizes: _Codes, floor: float, largest: float
+    signature: Signature, graph: Pairs, sizes: _Codes, floor: float, largest: float
 ) -> list[tuple[int, int]]:
     """Order in which groups are merged: pairs of group numbers, where merge i makes group n + i.
 
@@ -234,7 +220,7 @@ def _merges(
         evidence = signature.evidence(
             Regions(weight[group], moment[group]), Regions(weight[other], moment[other])
         )
-        chance = log_expit(_TEMPER * evidence + logit)
+        chance = log_expit(evidence + logit)
         return np.asarray(chance + np.log(1 / size[group] + 1 / size[other]))
 
     start = gains(graph.pairs[:, 0], graph.pairs[:, 1])
@@ -261,7 +247,7 @@ def _merges(
         neighbours[first], neighbours[second] = set(), set()
         if len(around):
             gain = gains(np.full_like(around, new), around)
-            kept = np.argsort(-gain, kind="stable")[:_NEIGHBOURS]
+            kept = np.argsort(-gain, kind="stable")[:NEIGHBOURS]
             for row in kept:
                 other = int(around[row])
                 neighbours[new].add(other)
@@ -277,7 +263,7 @@ def _labels(n: int, merges: list[tuple[int, int]]) -> _Codes:
     return np.unique(joined, return_inverse=True)[1].astype(np.int64)
 
 
-def _leakage(graph: _Graph, label: _Codes, sizes: _Codes, folds: int) -> float:
+def _leakage(graph: Pairs, label: _Codes, sizes: _Codes, folds: int) -> float:
     """Expected share of test tiles whose slide has a tile in train."""
     first, second = np.concatenate([graph.pairs, graph.pairs[:, ::-1]]).T
     chance = np.concatenate([graph.probability, graph.probability])

@@ -98,13 +98,11 @@ def plant(
         if min(float(side.std()) for side in (left[:, -1], right[:, 0])) >= _EDGE_STD:
             pairs.append((add(left), add(right)))
             kinds.append("seam")
-    return Twins(
-        n_tiles, tuple(pixels), np.array(pairs, np.int64).reshape(-1, 2), tuple(kinds)
-    )
+    return Twins(n_tiles, tuple(pixels), np.array(pairs, np.int64).reshape(-1, 2), tuple(kinds))
 
 
 def _augmented(tile: Image, random: np.random.Generator) -> Image:
-    """A rotation about the centre with reflected corners, a crop of up to 15 %, perhaps a mirror."""
+    """A rotation with reflected corners, a crop of up to 15 %, perhaps a mirror image."""
     height, width = tile.shape[:2]
     degrees = float(random.uniform(-_MAX_DEGREES, _MAX_DEGREES))
     zoom = 1 / float(random.uniform(0.85, 1.0))
@@ -120,5 +118,7 @@ def _halves(tile: Image) -> tuple[Image, Image]:
 
 
 def _compressed(image: Image) -> Image:
-    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(image), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    _, encoded = cv2.imencode(
+        ".jpg", np.ascontiguousarray(image), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
+    )
     return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)

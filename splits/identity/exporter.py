@@ -29,7 +29,19 @@ _DEFAULT_WORDS: Final = frozenset(
         *("untitled", "new", "copy", "level", "x", "y", "row", "col", "mask", "aug", "augmented"),
         *("original", "orig", "rotated", "flip", "blk", "block", "thumbnail", "data", "dataset"),
         *("train", "training", "test", "testing", "val", "valid", "validation", "class", "label"),
-        *("idx", "index", "no", "nr", "num", "hash", "tilegroup", "temp", "tmp", "result", "results"),
+        *(
+            "idx",
+            "index",
+            "no",
+            "nr",
+            "num",
+            "hash",
+            "tilegroup",
+            "temp",
+            "tmp",
+            "result",
+            "results",
+        ),
     }
 )
 _DATE = re.compile(r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])", re.ASCII)
@@ -37,7 +49,9 @@ _POSITION = re.compile(
     r"(?:x[_=]?)?(0|[1-9]\d{0,8})[_-](?:y[_=]?)?(0|[1-9]\d{0,8})", re.I | re.ASCII
 )
 _ZOOM = re.compile(r"(?:0|[1-9]\d?)(?:\.\d+)?x?", re.I | re.ASCII)
-_WRAPPED = re.compile(r"(?:[_ .-]+(?:tile|patch|crop|img|image|level|lvl)s?[_ -]?\d*|-r\d+-c\d+)+$", re.I)
+_WRAPPED = re.compile(
+    r"(?:[_ .-]+(?:tile|patch|crop|img|image|level|lvl)s?[_ -]?\d*|-r\d+-c\d+)+$", re.I
+)
 _REGION = re.compile(r"[_-](?:r|reg|region_?|roi_?)(\d{1,6})$", re.I | re.ASCII)
 _COUNTED = re.compile(
     r"(?P<slide>.+?)(?:_|[_ -](?:tile|patch|crop|img|image)[_ -]?)\d{1,6}", re.I | re.ASCII
@@ -60,7 +74,7 @@ def deep_zoom(path: str) -> Name | None:
 
 
 def common(path: str) -> Name | None:
-    """``<slide>_<x>_<y>`` (CLAM, TRIDENT), any form of `locate` after a slide, ``<patient>_<n>``."""
+    """``<slide>_<x>_<y>`` (CLAM, TRIDENT), a slide and any form of `locate`, ``<patient>_<n>``."""
     text = _UUID.sub("", stem(path))
     if _TIME_STAMP.search(text) or "_files/" in path:
         return None

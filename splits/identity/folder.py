@@ -1,31 +1,24 @@
-"""Whether a grammar may be believed for a whole folder of names.
+"""Which grammar is believed for a whole folder of names, and why it goes before others.
 
-One name can look like anything; a folder of them cannot. A rule is accepted if it covers the files,
-if its groups hold several tiles, if positions do not collide and if its groups are not the label.
+The test that a grammar has to stand is in :mod:`splits.identity.acceptance`.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from splits.errors import InputError, unknown
-from splits.identity import lattice
-from splits.identity.grammar import ARCHIVE, GRAMMARS, STRONG, WEAK, Name
-from splits.identity.name import clean, split_fragment, stem
+from splits.identity.acceptance import MIN_COVERAGE, Candidate, Labels, assess
+from splits.identity.grammar import GRAMMARS, STRONG, WEAK
+from splits.identity.name import Name, clean, posix, split_fragment
+from splits.identity.rule import compile_rule, reader
 
-__all__ = ["MIN_COVERAGE", "FolderNames", "parse_folder"]
+__all__ = ["FolderNames", "parse_folder"]
 
-MIN_COVERAGE: Final = 0.95
 _SAMPLE: Final = 1000
-_FIELDS: Final = ("slide", "patient", "site", "region", "x", "y")
-_PART_WORDS = re.compile(
-    r"(?:^|[/_. -])(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?![a-z])", re.I
-)
-Labels = Sequence[Sequence[str | None]]
 
 
 @dataclass(frozen=True)
@@ -46,23 +39,6 @@ class FolderNames:
     confidence: float = 0.0
     notes: tuple[str, ...] = ()
     candidates: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass
-class _Candidate:
-    rule: str
-    names: list[Name | None]
-    confidence: float
-    coverage: float
-    refusals: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    is_label: bool = False
-
-    def row(self) -> dict[str, Any]:
-        verdict = "refused" if self.refusals else "weak" if self.doubts else "accepted"
-        reason = "; ".join(self.refusals + self.doubts)
-        coverage = round(self.coverage, 4)
-        return {"rule": self.rule, "coverage": coverage, "verdict": verdict, "reason": reason}
 
 
 def parse_folder(tile_ids: Sequence[str], rule: str = "auto", labels: Labels = ()) -> FolderNames:
@@ -86,20 +62,21 @@ def parse_folder(tile_ids: Sequence[str], rule: str = "auto", labels: Labels = (
         return _automatic(split, paths, labels)
     if rule in GRAMMARS:
         grammar = GRAMMARS[rule]
-        candidate = _assess(rule, grammar.confidence, grammar.read, split, paths, labels)
+        candidate = assess(rule, grammar.confidence, grammar.read, split, paths, labels)
     elif re.search(r"[\\^$.*+?()\[\]{}|]", rule):
-        pattern = _compile(rule)
-        raw = [name.replace("\\", "/") for name, _ in split]
-        read = _regex_reader(pattern)
-        candidate = _assess(rule, STRONG, read, split, raw, labels)
+        raw = [posix(name) for name, _ in split]
+        read = reader(compile_rule(rule))
+        candidate = assess(rule, STRONG, read, split, raw, labels)
     else:
         kind = "rule"
         raise unknown(kind, rule, ["auto", *GRAMMARS])
+    if not tile_ids:
+        return FolderNames(None, ())
     _require_usable(candidate, tile_ids)
     # The user asked for this rule: what fails of the test makes its ids weak evidence.
     candidate.doubts += candidate.refusals
     candidate.refusals = []
-    return _result(candidate, [candidate], [])
+    return _result(candidate, [candidate], "asked for")
 
 
 def _automatic(
@@ -113,26 +90,19 @@ def _automatic(
     }
     order = list(GRAMMARS)
 
-    def assess(names: list[str]) -> list[_Candidate]:
+    def assess_all(names: list[str]) -> list[Candidate]:
         return [
-            _assess(name, GRAMMARS[name].confidence, GRAMMARS[name].read, split, paths, labels)
+            assess(name, GRAMMARS[name].confidence, GRAMMARS[name].read, split, paths, labels)
             for name in names
             if hits[name] > 0.05
         ]
 
     strong = [name for name in order if GRAMMARS[name].confidence > WEAK and hits[name] > 0]
-    candidates = assess(strong)
-    fitting = [item for item in candidates if not item.refusals]
-    fitting.sort(key=lambda item: (-item.coverage, order.index(item.rule)))
-    notes = []
-    if len(fitting) > 1:
-        notes.append(
-            f"{len(fitting)} grammars fit: {fitting[0].rule} was taken because it covers "
-            f"{fitting[0].coverage:.1%} and {fitting[1].rule} {fitting[1].coverage:.1%} "
-            "(at equal cover an archive's own grammar goes first)"
-        )
-    if not fitting and len(strong) > 1:
-        mixed = _assess(
+    candidates = assess_all(strong)
+    fitting = _ranked(candidates)
+    if len(strong) > 1 and (not fitting or fitting[0].coverage < 1):
+        # Of several sources in one folder each name is read by the most certain grammar.
+        mixed = assess(
             "+".join(sorted(strong)),
             min(GRAMMARS[name].confidence for name in strong),
             lambda path: next(filter(None, (GRAMMARS[name].read(path) for name in strong)), None),
@@ -141,159 +111,69 @@ def _automatic(
             labels,
         )
         candidates.append(mixed)
-        fitting = [mixed] if not mixed.refusals else []
+        if not mixed.refusals and (not fitting or mixed.coverage > fitting[0].coverage):
+            fitting = [mixed, *fitting]
     if not fitting:
-        # The folder before the file name: it is a slide more often than a number is.
-        weak = assess(["slide_folder", "weak"])
+        weak = assess_all(["slide_folder", "weak"])
         candidates += weak
-        fitting = [item for item in weak if not item.refusals]
+        fitting = _ranked(weak)
     if not fitting:
         rows = tuple(item.row() for item in candidates)
         return FolderNames(None, (None,) * len(paths), candidates=rows)
-    return _result(fitting[0], candidates, notes)
+    return _result(fitting[0], candidates, "taken")
 
 
-def _result(taken: _Candidate, candidates: list[_Candidate], notes: list[str]) -> FolderNames:
+def _ranked(candidates: list[Candidate]) -> list[Candidate]:
+    """Those that fit: an archive's ids first, as only they name the patient, then by cover."""
+    fitting = [item for item in candidates if not item.refusals]
+    return sorted(fitting, key=lambda item: (-item.confidence, -item.coverage))
+
+
+def _why(taken: Candidate, other: Candidate) -> str:
+    """Why one of two rules that both fit goes first."""
+    if "+" in taken.rule:
+        return (
+            f"it covers {taken.coverage:.1%} of the tiles, each by the most certain grammar, and "
+            f"{other.rule} alone {other.coverage:.1%}"
+        )
+    if taken.confidence > other.confidence:
+        return (
+            f"its ids are more certain ({taken.confidence:g}) than those of {other.rule} "
+            f"({other.confidence:g})"
+        )
+    if taken.coverage > other.coverage:
+        return f"it covers {taken.coverage:.1%} of the tiles, {other.rule} {other.coverage:.1%}"
+    if taken.rule == "slide_folder":
+        return "a folder is a slide more often than a number is"
+    return f"both cover {taken.coverage:.1%}, and {taken.rule} is the narrower grammar"
+
+
+def _result(taken: Candidate, candidates: list[Candidate], verb: str) -> FolderNames:
     confidence = min(taken.confidence, WEAK) if taken.doubts else taken.confidence
-    names = [name and replace(name, confidence=confidence) for name in taken.names]
+    names = [
+        name if name is None or name.confidence == confidence
+        else replace(name, confidence=confidence)
+        for name in taken.names
+    ]  # fmt: skip
+    reasons = {id(taken): f"{verb}: covers {taken.coverage:.1%} of the tiles"}
+    rivals = [item for item in candidates if item is not taken and not item.refusals]
+    for item in rivals:
+        reasons[id(item)] = f"fits too, but {taken.rule} was {verb}: {_why(taken, item)}"
     return FolderNames(
         taken.rule,
         tuple(names),
         taken.coverage,
         confidence,
-        (*notes, *taken.doubts),
-        tuple(item.row() for item in candidates),
+        (
+            *(f"{item.rule} {reasons[id(item)]}" for item in rivals),
+            *taken.notes,
+            *taken.doubts,
+        ),
+        tuple(item.row(reasons.get(id(item), "")) for item in candidates),
     )
 
 
-def _assess(
-    rule: str,
-    confidence: float,
-    read: Callable[[str], Name | None],
-    split: list[tuple[str, tuple[int, int] | None]],
-    paths: list[str],
-    labels: Labels,
-) -> _Candidate:
-    """Read all names under one rule and put them to the folder-wide test."""
-    names = [read(path) for path in paths]
-    n_named = sum(name is not None for name in names)
-    coverage = n_named / max(1, len(names))
-    result = _Candidate(rule, names, confidence, coverage)
-    if coverage < MIN_COVERAGE:
-        result.refusals.append(f"covers {coverage:.1%} of the tiles, {MIN_COVERAGE:.0%} are needed")
-        return result
-    weak = confidence <= WEAK
-    # Under a weak rule a file cut into tiles proves nothing: only its files count.
-    members: dict[str, set[object]] = defaultdict(set)
-    for name, path, (_, corner) in zip(names, paths, split, strict=True):
-        if name is not None:
-            members[str(name.slide)].add(path if weak else (path, corner))
-    sizes = sorted(len(tiles) for tiles in members.values())
-    if sizes[len(sizes) // 2] < 2:
-        # An archive's barcode stays true where a slide has a single tile; a counter does not.
-        target = result.doubts if confidence >= ARCHIVE else result.refusals
-        target.append("the median is below 2 tiles a slide: a group a tile is no slide-level split")
-    result.names = lattice.positions(names, split, paths)
-    n_collisions = lattice.collisions(result.names, split, paths, by_path=weak)
-    if n_collisions:
-        target = result.refusals if weak else result.doubts
-        target.append(
-            f"{n_collisions} tile(s) share a position within their slide: positions dropped"
-        )
-        result.names = [
-            name and replace(name, x=None, y=None, col=None, row=None) for name in result.names
-        ]
-    slides = [name.slide if name else None for name in names]
-    if confidence < ARCHIVE and any(_is_label(slides, column) for column in labels):
-        result.is_label = True
-        result.refusals.append("its groups are the label, and a label is no identity")
-    if weak:
-        result.refusals += _weak_refusals(rule, result.names, paths, slides, labels)
-    return result
-
-
-def _weak_refusals(
-    rule: str,
-    names: list[Name | None],
-    paths: list[str],
-    slides: list[str | None],
-    labels: Labels,
-) -> list[str]:
-    refusals = []
-    if len({slide for slide in slides if slide is not None}) < 2:
-        refusals.append("all tiles fall into one group: more likely a prefix than a slide")
-    for column in labels[:1]:
-        pairs = {
-            (slide, label) for slide, label in zip(slides, column, strict=True) if slide and label
-        }
-        repeated = [slide for slide, n in Counter(slide for slide, _ in pairs).items() if n > 1]
-        if repeated:
-            first = min(str(slide) for slide in repeated)
-            refusals.append(f"{len(repeated)} id(s) occur in two classes, the first is {first!r}")
-    if rule == "weak" and lattice.are_positions([stem(path) for path in paths]):
-        refusals.append(
-            "the two numbers of a name are its place in a grid, not a slide and a count"
-        )
-    if rule == "slide_folder" and not lattice.written_alike([stem(path) for path in paths]):
-        refusals.append("the two numbers of a name are written differently: they are no x and y")
-    if not lattice.on_lattice(names):
-        refusals.append("the numbers of a name lie on no lattice: they are no positions")
-    return refusals
-
-
-def _is_label(slides: list[str | None], labels: Sequence[str | None]) -> bool:
-    """Whether the groups are the label, or the label within each of train, val and test."""
-    for ids in (slides, [slide and _PART_WORDS.sub("", slide).strip("/_. -") for slide in slides]):
-        pairs = {
-            (slide, label)
-            for slide, label in zip(ids, labels, strict=True)
-            if slide is not None and label is not None
-        }
-        n_slides = len({slide for slide, _ in pairs})
-        if n_slides > 1 and n_slides == len(pairs) == len({label for _, label in pairs}):
-            return True
-    return False
-
-
-def _compile(rule: str) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(rule)
-    except re.error as error:
-        message = f"rule {rule!r} is not a regular expression: {error}"
-        raise InputError(message) from error
-    if "slide" not in pattern.groupindex:
-        message = f"rule {rule!r} has no named group slide: write it as (?P<slide>...)"
-        raise InputError(message)
-    for group in pattern.groupindex:
-        if group not in _FIELDS:
-            kind = "named group in the rule"
-            raise unknown(kind, group, _FIELDS)
-    return pattern
-
-
-def _regex_reader(pattern: re.Pattern[str]) -> Callable[[str], Name | None]:
-    def read(path: str) -> Name | None:
-        match = pattern.search(path)
-        found = match.groupdict() if match else {}
-        if not found.get("slide"):
-            return None
-        numbers = {}
-        for axis in ("x", "y"):
-            text = found.get(axis)
-            if text is not None and not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-                message = f"the rule reads {axis} = {text!r} in {path!r}: a whole number is needed"
-                raise InputError(message)
-            numbers[axis] = int(text) if text else None
-        slide = found["slide"]
-        return Name(
-            "regex", found.get("site") or None, found.get("patient") or slide, slide,
-            found.get("region") or None, numbers["x"], numbers["y"], confidence=STRONG,
-        )  # fmt: skip
-
-    return read
-
-
-def _require_usable(candidate: _Candidate, tile_ids: Sequence[str]) -> None:
+def _require_usable(candidate: Candidate, tile_ids: Sequence[str]) -> None:
     """Refuse a rule that the user asked for and that cannot be an identity."""
     rule = candidate.rule
     named = [name for name in candidate.names if name is not None]
@@ -306,7 +186,7 @@ def _require_usable(candidate: _Candidate, tile_ids: Sequence[str]) -> None:
         )
         raise InputError(message)
     if candidate.is_label:
-        message = f"rule {rule!r} gives the label as the slide: a label is no identity"
+        message = f"rule {rule!r} gives the label as slide or patient: a label is no identity"
         raise InputError(message)
     if rule not in GRAMMARS and 1 < len(named) == len({name.patient for name in named}):
         message = (

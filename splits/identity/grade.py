@@ -12,16 +12,21 @@ __all__ = ["grade", "is_hard_linked"]
 _FULL: Final = 0.99
 _LINKED: Final = 0.95
 _TWINS: Final = 0.99
+_GAPS: Final = 0.05
 
 
-def is_hard_linked(linked: float, twins: float) -> bool:
+def is_hard_linked(linked: float, twins: float, gaps: float) -> bool:
     """Whether hard links alone carry an identity.
+
+    Links may be many and right, and still leave the parts of a slide apart where tiles are missing
+    in between: so the components must have no gaps.
 
     Args:
         linked: Share of the tiles with tissue that have a hard link to another file.
         twins: Share of the planted twins that were found.
+        gaps: Share of the edges inside components that miss their neighbour.
     """
-    return linked >= _LINKED and twins >= _TWINS
+    return linked >= _LINKED and twins >= _TWINS and gaps <= _GAPS
 
 
 def grade(
@@ -32,6 +37,7 @@ def grade(
     n_across: int,
     linked: float,
     twins: float,
+    gaps: float,
     coarse: Coarse | None,
 ) -> tuple[str, str]:
     """Grade an identity and say why.
@@ -43,6 +49,7 @@ def grade(
         n_across: Hard links between tiles of different declared groups.
         linked: See `is_hard_linked`.
         twins: See `is_hard_linked`.
+        gaps: See `is_hard_linked`.
         coarse: What soft evidence made of the hard-linked components, where it was asked.
 
     Returns:
@@ -50,7 +57,7 @@ def grade(
         ``D`` none that a split could rest on.
     """
     if declared and n_across:
-        return "B" if is_hard_linked(linked, twins) else "C", (
+        return "B" if is_hard_linked(linked, twins, gaps) else "C", (
             f"{n_across} hard link(s) join declared groups: the groups were merged, and an id or a "
             "tile is wrong (see conflicts)"
         )
@@ -60,8 +67,11 @@ def grade(
         return "C", f"ids for {coverage:.1%} of the tiles, below {_FULL:.0%}"
     if declared:
         return "A", f"ids for {coverage:.1%} of the tiles and no hard link across groups"
-    shares = f"content links {linked:.1%} of the tiles and finds {twins:.1%} of the planted twins"
-    if is_hard_linked(linked, twins):
+    shares = (
+        f"content links {linked:.1%} of the tiles, finds {twins:.1%} of the planted twins and "
+        f"misses the neighbour at {gaps:.1%} of the inner edges"
+    )
+    if is_hard_linked(linked, twins, gaps):
         return "B", f"no declared id, but {shares}"
     lacking = f"neither a manifest nor the names say which slide a tile comes from; {shares}"
     if coarse is None:

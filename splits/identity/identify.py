@@ -16,7 +16,7 @@ from splits import tiles as tile_table
 from splits.artifacts import read_csv
 from splits.content.evidence import Evidence
 from splits.content.links import KINDS, components
-from splits.content.soft import coarsen
+from splits.content.soft import Coarse, coarsen
 from splits.errors import InputError, unknown
 from splits.identity import manifest as manifests
 from splits.identity.declare import complete, declare
@@ -101,12 +101,12 @@ def identify(
         raise InputError(message)
     hard = np.arange(len(table)) if evidence is None else evidence.assembly.component
     linked = _linked_share(table, hard, evidence)
-    twins = 0.0 if evidence is None else evidence.twins_found
+    twins, gaps = (0.0, 1.0) if evidence is None else (evidence.twins_found, evidence.gaps)
     coarse = None
     groups = hard
     if not declared:
         _link_content(table, hard)
-        if evidence is not None and not is_hard_linked(linked, twins):
+        if evidence is not None and not is_hard_linked(linked, twins, gaps):
             coarse = coarsen(hard, evidence.vectors, folds=folds)
             groups = coarse.group
     n_across, conflicts = _conflicts(table, evidence, unit)
@@ -118,6 +118,7 @@ def identify(
         n_across=n_across,
         linked=linked,
         twins=twins,
+        gaps=gaps,
         coarse=coarse,
     )
     result = tile_table.check(table)
@@ -134,7 +135,7 @@ def identify(
         },
         "sources": {name: int(sources.get(name, 0)) for name in tile_table.ID_SOURCES},
         "linked": linked,
-        "leakage": None if coarse is None else coarse.summary(),
+        "leakage": None if coarse is None else _leakage(coarse),
         "merges": merges,
         "conflicts": conflicts,
         "notes": notes,
@@ -145,6 +146,12 @@ def identify(
     if truth is not None:
         report["scores"] = score(result, read_csv(truth), seed=0)
     return result, report
+
+
+def _leakage(coarse: Coarse) -> dict[str, Any]:
+    """What soft evidence could do, as ``identity.json`` has it; null where nothing was learned."""
+    summary = coarse.summary()
+    return summary | {"predicted": None if np.isnan(summary["predicted"]) else summary["predicted"]}
 
 
 def _by_file(table: pd.DataFrame) -> None:
@@ -223,9 +230,7 @@ def _conflicts(
     return int(differ[unit].sum()), conflicts
 
 
-def _close(
-    table: pd.DataFrame, groups: npt.NDArray[np.int64], unit: str
-) -> list[dict[str, Any]]:
+def _close(table: pd.DataFrame, groups: npt.NDArray[np.int64], unit: str) -> list[dict[str, Any]]:
     """Set ``group_id``: the closure of the unit, of every smaller unit and of what pixels join.
 
     Returns:

@@ -9,8 +9,20 @@ from dataclasses import replace
 
 from splits.identity.name import Name, stem
 
-__all__ = ["Corner", "are_positions", "collisions", "on_lattice", "positions", "written_alike"]
+__all__ = [
+    "Corner",
+    "are_positions",
+    "collisions",
+    "on_lattice",
+    "positions",
+    "qualified",
+    "without_parts",
+    "written_alike",
+]
 
+_PART_WORDS = re.compile(
+    r"(?:^|[/_. -])(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?![a-z])", re.I
+)
 Corner = tuple[int, int] | None
 """Where a tile was cut from its file, in pixels of the file."""
 
@@ -19,6 +31,8 @@ def positions(
     names: list[Name | None], split: list[tuple[str, Corner]], paths: list[str]
 ) -> list[Name | None]:
     """Add the corners of cut tiles to the positions that the names give."""
+    if all(corner is None for _, corner in split):
+        return names
     files: dict[str, set[str]] = defaultdict(set)
     for name, path in zip(names, paths, strict=True):
         if name is not None:
@@ -56,6 +70,40 @@ def collisions(
         token = path if by_path else stem(path)
         n_collisions += holders.setdefault(key, token) != token
     return n_collisions
+
+
+def qualified(
+    names: list[Name | None], split: list[tuple[str, Corner]], paths: list[str]
+) -> tuple[list[Name | None], int]:
+    """Add the folder to the id of slides whose tiles recur in several folders at the same place.
+
+    Two patients' folders may each hold an ``HE.svs``. Folders that only name a part of a split are
+    no difference: there, the same place is a copy.
+
+    Returns:
+        The names, and the number of slide ids that were several slides.
+    """
+    homes = [
+        without_parts((path.rpartition("_files/")[0] or path).rpartition("/")[0]) for path in paths
+    ]
+    holders: dict[tuple[object, ...], str] = {}
+    recurring: set[str | None] = set()
+    for name, home, (_, corner) in zip(names, homes, split, strict=True):
+        if name is not None and (name.x is not None or name.col is not None):
+            key = (name.slide, name.region, name.x, name.y, name.col, name.row, corner)
+            if holders.setdefault(key, home) != home:
+                recurring.add(name.slide)
+    result = list(names)
+    for row, (name, home) in enumerate(zip(names, homes, strict=True)):
+        if name is not None and name.slide in recurring:
+            slide = f"{home}/{name.slide}".strip("/")
+            result[row] = replace(name, slide=slide, patient=slide)
+    return result, len(recurring)
+
+
+def without_parts(text: str) -> str:
+    """A folder or id without the words train, val and test."""
+    return _PART_WORDS.sub("", text).strip("/_. -")
 
 
 def are_positions(stems: list[str]) -> bool:

@@ -21,6 +21,7 @@ _COPY = re.compile(
     rf"(?:\s*\((?:{_COPY_WORD}|\d{{1,3}})\)|\s?[\s_-]\s?{_COPY_WORD}(?:\s?\d{{1,3}})?)$", re.I
 )
 _COPY_OF = re.compile(rf"(?:^|(?<=/)){_COPY_WORD}\s(?:of|von|de|di|van)\s(?=[^/]*$)", re.I)
+_TAIL = 24
 _REGION = re.compile(r"_r(?:eg(?:ion)?_?|oi_?)?(\d{1,6})(?=_|$)", re.I | re.ASCII)
 _APPENDED = re.compile(r"(?:[_ -][A-Za-z][\w-]*)?", re.ASCII)
 _MPP = re.compile(r"(?<![A-Za-z])mpp[-_=]?(\d{1,3}\.\d{1,8})", re.I | re.ASCII)
@@ -77,18 +78,20 @@ def split_fragment(tile_id: str) -> tuple[str, tuple[int, int] | None]:
 
 
 def posix(path: str) -> str:
-    """POSIX separators and composed characters: a Mac writes ``ä`` as two, Linux and Windows one."""
+    """POSIX separators, and composed characters: a Mac writes ``ä`` as two, others as one."""
     text = path.replace("\\", "/")
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def clean(path: str) -> str:
     """POSIX separators, no image suffix, no mark of a file manager's copy."""
-    text, before = posix(path), None
-    while text != before:
-        before = text
-        text = _COPY.sub("", SUFFIX.sub("", text))
-    return _COPY_OF.sub("", text)
+    text = posix(path)
+    # Both stand at the end: a search from there spares most of the time for a million names.
+    while (
+        match := SUFFIX.search(text, len(text) - _TAIL) or _COPY.search(text, len(text) - _TAIL)
+    ) is not None:
+        text = text[: match.start()]
+    return _COPY_OF.sub("", text) if " " in text else text
 
 
 def stem(path: str) -> str:
@@ -126,7 +129,7 @@ def barcode(pattern: re.Pattern[str], path: str) -> Name | None:
         match
         for match in pattern.finditer(path)
         # `TCGA_05_1024_2048` may be a counter and a position; with a section it is a barcode.
-        if match["section"] or match.groupdict().get("dash", "-") == "-"
+        if match["section"] or "dash" not in pattern.groupindex or match["dash"] == "-"
     ]
     if not matches or len({_written(match, "patient").lower() for match in matches}) > 1:
         return None
@@ -145,8 +148,7 @@ def barcode(pattern: re.Pattern[str], path: str) -> Name | None:
 def _written(match: re.Match[str], group: str) -> str:
     """A part of an id as its archive writes it."""
     text = match[group] or ""
-    dash = match.groupdict().get("dash")
-    return text if dash is None else text.replace(dash, "-").upper()
+    return text.replace(match["dash"], "-").upper() if "dash" in match.re.groupindex else text
 
 
 def whole(pattern: re.Pattern[str], path: str) -> Name | None:

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 
 from splits import tiles as tile_table
+from splits.content.evidence import Evidence, identical
+from splits.content.links import Links, join
+from splits.content.mosaic import assemble
 from splits.errors import InputError
 from splits.identity import identify
 
@@ -37,6 +39,26 @@ def _tcga(n_patients: int = 6, n_slides: int = 2, n_tiles: int = 4) -> list[str]
 
 def _anonymous(n: int = 40) -> list[str]:
     return [f"c{i % 2}/{i * 7919 % 65536:04x}{i:06x}.jpg" for i in range(n)]
+
+
+FOUND = {"turned": {"planted": 100, "found": 100}}
+MISSED = {"turned": {"planted": 100, "found": 90}}
+
+
+def _pixels(
+    table: pd.DataFrame,
+    *more: Links,
+    blank: list[int] | None = None,
+    twins: dict[str, dict[str, int]] = FOUND,
+    gaps: float = 0.0,
+) -> Evidence:
+    """Evidence as a search would give it: identical pixels by hash, and further links."""
+    table = tile_table.check(table)
+    is_blank = np.zeros(len(table), bool)
+    is_blank[blank or []] = True
+    links = join([identical(table["sha256"].tolist(), is_blank), *more])
+    vectors = np.zeros((len(table), 3), np.float32)
+    return Evidence(links, assemble(len(table), links), is_blank, vectors, twins, gaps)
 
 
 def _csv(path: Path, table: pd.DataFrame) -> Path:
@@ -154,15 +176,15 @@ def test_copies_across_patients_merge_and_are_a_conflict() -> None:
     first, second = 0, 44
     assert table["slide_label"][first] != table["slide_label"][second]
     table.loc[second, "sha256"] = table.loc[first, "sha256"]
-    found, report = identify(table)
-    tiles = [table.loc[first, "tile_id"], table.loc[second, "tile_id"]]
+    found, report = identify(table, evidence=_pixels(table))
     assert report["grade"] == "C"
     assert report["conflicts"] == [
         {
             "level": "patient",
             "ids": ["TCGA-S0-0000", "TCGA-S2-0005"],
-            "tiles": tiles,
-            "evidence": "identical pixels",
+            "tiles": [table.loc[first, "tile_id"], table.loc[second, "tile_id"]],
+            "evidence": "identical pixels (1)",
+            "n_links": 1,
         }
     ]
     assert report["merges"] == [
@@ -170,62 +192,81 @@ def test_copies_across_patients_merge_and_are_a_conflict() -> None:
     ]
     assert found["group_id"].nunique() == 5
     assert found["patient_id"].nunique() == 6  # content merges groups, it rewrites no id
-    untouched, without = identify(table, content=False)
+    untouched, without = identify(table)
     assert (untouched["group_id"].nunique(), without["grade"]) == (6, "A")
+
+
+def test_two_seams_merge_two_patients_and_one_does_not() -> None:
+    table = _table(_tcga())
+    # Tiles 0 to 3 and 8 to 11 are of two patients; each stands in one column of its component.
+    own = [(first, first + 1) for start in (0, 8) for first in range(start, start + 3)]
+    column = Links.make("seam", own, [0.9] * 6, [0] * 6, [(0, 1)] * 6)
+
+    def beside(*rows: int) -> Links:
+        pairs = [(row, row + 8) for row in rows]
+        return Links.make("seam", pairs, [0.8] * len(rows), [0] * len(rows), [(1, 0)] * len(rows))
+
+    found, report = identify(table, evidence=_pixels(table, column, beside(1)))
+    assert (found["group_id"].nunique(), report["grade"], report["conflicts"]) == (6, "A", [])
+    assert report["evidence"]["seam"] == {"links": 7, "used": 6, "held": 1, "cut": 0}
+    found, report = identify(table, evidence=_pixels(table, column, beside(1, 2)))
+    assert found["group_id"].nunique() == 5
+    (conflict,) = report["conflicts"]
+    assert (conflict["n_links"], conflict["level"]) == (2, "patient")
+    assert conflict["evidence"] == "edges that continue each other (2)"
+    assert report["merges"][0]["members"] == conflict["ids"]
 
 
 def test_copies_within_a_patient_change_nothing() -> None:
     table = _table(_tcga())
     table.loc[1, "sha256"] = table.loc[0, "sha256"]
-    _, report = identify(table)
+    _, report = identify(table, evidence=_pixels(table))
     assert (report["grade"], report["merges"], report["conflicts"]) == ("A", [], [])
 
 
 def test_blank_tiles_link_nothing() -> None:
     table = _table(_tcga())
-    copies = [0, 44]
-    table.loc[copies, "sha256"] = "same"
-
-    def glass(tile_id: str) -> npt.NDArray[np.uint8]:
-        return np.full((8, 8, 3), 244, dtype=np.uint8)
-
-    def tissue(tile_id: str) -> npt.NDArray[np.uint8]:
-        return np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-
-    assert identify(table, read=glass)[1]["grade"] == "A"
-    assert identify(table, read=tissue)[1]["grade"] == "C"
-    # Without pixels, a hash that many patients share is glass.
-    table.loc[range(0, 48, 8), "sha256"] = "white"
-    table.loc[44, "sha256"] = "other"
-    found, report = identify(table)
-    assert found["group_id"].nunique() == 6
-    assert any("blank" in note for note in report["notes"])
+    table.loc[[0, 44], "sha256"] = "same"
+    assert identify(table, evidence=_pixels(table, blank=[0, 44]))[1]["grade"] == "A"
+    assert identify(table, evidence=_pixels(table))[1]["grade"] == "C"
 
 
-def test_copies_alone_reach_grade_b_or_stay_d() -> None:
+def test_links_and_found_twins_reach_grade_b() -> None:
     ids = _anonymous()
     hashes = [f"h{i // 4}" for i in range(len(ids))]
-    labels = ["c"] * len(ids)
-    table = _table(sorted(ids), sha256=hashes, slide_label=labels)
-
-    def tissue(tile_id: str) -> npt.NDArray[np.uint8]:
-        return np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-
-    found, report = identify(table, read=tissue)
-    assert report["grade"] == "B"
+    table = _table(sorted(ids), sha256=hashes, slide_label=["c"] * len(ids))
+    found, report = identify(table, evidence=_pixels(table))
+    assert (report["grade"], report["linked"], report["leakage"]) == ("B", 1.0, None)
     assert set(found["id_source"]) == {"content"}
     assert found["slide_id"].nunique() == found["group_id"].nunique() == 10
+    # A search that misses its own twins may have missed neighbours too.
+    assert identify(table, evidence=_pixels(table, twins=MISSED))[1]["grade"] == "D"
+    # Nor do right links say much where tiles are missing between the components.
+    assert identify(table, evidence=_pixels(table, gaps=0.2))[1]["grade"] == "D"
     few = table.assign(sha256=[f"h{max(i, 3)}" for i in range(len(ids))])
-    found, report = identify(few, read=tissue)
+    found, report = identify(few, evidence=_pixels(few))
     assert report["grade"] == "D"
+    assert not report["leakage"]["satisfied"]
     assert report["sources"] == {"manifest": 0, "name": 0, "content": 4, "none": 36}
+
+
+def test_blank_tiles_leave_where_content_is_the_only_evidence() -> None:
+    ids = sorted(_anonymous())
+    table = _table(ids, sha256=[f"h{i // 4}" for i in range(len(ids))], slide_label=["c"] * 40)
+    found, report = identify(table, evidence=_pixels(table, blank=[4, 5, 6, 7]))
+    assert report["blank"] == ids[4:8]
+    assert (len(found), report["grade"], report["n"]["slides"]) == (36, "B", 9)
+    everything, report = identify(table, evidence=_pixels(table, blank=list(range(40))))
+    assert (len(everything), report["grade"], report["blank"]) == (40, "D", [])
 
 
 def test_row_order_does_not_matter() -> None:
     table = _table([*_tcga(), "c0/odd.jpg"])
     table.loc[47, "sha256"] = table.loc[2, "sha256"]
     shuffled = table.sample(frac=1, random_state=5)
-    (left, left_report), (right, right_report) = identify(table), identify(shuffled)
+    (left, left_report), (right, right_report) = (
+        identify(rows, evidence=_pixels(rows)) for rows in (table, shuffled)
+    )
     pd.testing.assert_frame_equal(left, right)
     assert left_report == right_report
 

@@ -1,0 +1,94 @@
+"""Time and memory of the search for identity in pixels, against the number of tiles.
+
+    python benchmarks/identity_scale.py 1000 10000 100000
+
+Tiles of 250 px are cut from synthetic slides of 32 x 32 tiles (noise of several scales in stain
+colours), stored as JPEG (quality 90) in memory, and shuffled. Printed for each number of tiles:
+seconds of the pass over the pixels (decoding included) and tiles a second a core; seconds of the
+searches and of the whole; bytes kept a tile; the growth of the resident memory; links, components
+and how many of them are exactly one slide.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from splits.content.evidence import gather
+from splits.content.signatures import sign
+
+TILE_PX = 250
+SIDE = 32
+OCTAVES = (4, 8, 16, 32, 125, 500)
+
+
+@lru_cache(maxsize=2)
+def slide(number: int) -> list[bytes]:
+    """JPEG files of the tiles of a synthetic slide, row by row."""
+    random = np.random.default_rng(number)
+    px = SIDE * TILE_PX
+    density = np.zeros((px, px, 2), np.float32)
+    for scale in OCTAVES:
+        n = px // scale + 2
+        noise = random.normal(size=(n, n, 2)).astype(np.float32)
+        density += cv2.resize(noise, (px, px), interpolation=cv2.INTER_CUBIC)
+    density = np.clip(0.25 + 0.12 * density, 0, 1.5)
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]]) * random.uniform(0.8, 1.2, (2, 3))
+    files = []
+    for row in range(SIDE):
+        band = density[row * TILE_PX : (row + 1) * TILE_PX]
+        colours = np.round(255 * np.exp(-band @ stains.astype(np.float32))).astype(np.uint8)
+        for column in range(SIDE):
+            tile = colours[:, column * TILE_PX : (column + 1) * TILE_PX]
+            files.append(cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+    return files
+
+
+def measure(n_tiles: int) -> str:
+    """One line of the table."""
+    files: list[bytes] = []
+    for number in range(-(-n_tiles // SIDE**2)):
+        files += slide(number)
+    files = files[:n_tiles]
+    place = np.random.default_rng(0).permutation(n_tiles)
+
+    def read(row: int) -> npt.NDArray[np.uint8]:
+        stored = np.frombuffer(files[place[row]], np.uint8)
+        return np.asarray(cv2.imdecode(stored, cv2.IMREAD_COLOR), np.uint8)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    signatures = sign(read, n_tiles)
+    looked = time.perf_counter() - start
+    evidence = gather([None] * n_tiles, read, signatures)
+    whole = time.perf_counter() - start
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    truth, component = place // SIDE**2, evidence.assembly.component
+    pure = [set(truth[component == c]) for c in np.unique(component[np.bincount(component)[component] > 1])]
+    cores = os.cpu_count() or 1
+    return (
+        f"| {n_tiles:,} | {looked:.1f} | {n_tiles / looked / cores:.0f} | {whole - looked:.1f} "
+        f"| {n_tiles / whole / cores:.0f} | {signatures.nbytes / n_tiles:.0f} | {grown:.0f} "
+        f"| {int(evidence.assembly.used.sum()):,} | {len(np.unique(component)):,} of {len(set(truth))} "
+        f"| {sum(len(s) > 1 for s in pure)} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    print("| tiles | pass, s | tiles/s a core | searches, s | whole, tiles/s a core | bytes a tile "
+          "| memory, MB | links used | components of slides | mixed components |")
+    print("|" + "---|" * 10)
+    for text in sys.argv[1:]:
+        print(measure(int(text)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Copies of whole tiles: turned by quarter turns, mirrored, saved again or resized.
+
+Perceptual hashing (Zauner 2010) keeps the signs of the lowest cosine waves of a small grey image.
+The eight turns of a tile need no second look: mirroring negates the waves that are odd along that
+axis, and swapping rows for columns swaps the two frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy.fft import dctn
+
+from splits.content.links import Links, turned
+from splits.content.nearest import nearest
+
+__all__ = ["coefficients", "find_turned"]
+
+_SIDE: Final = 32
+_WAVES: Final = 8
+_MAX_BITS: Final = 6
+_MIN_NCC: Final = 0.9
+_MIN_CONTRAST: Final = 3.0
+"""Standard deviation in grey levels of the kept waves below which a tile is smooth glass."""
+_NEIGHBOURS: Final = 6
+"""The tile itself and five others."""
+_BLOCK: Final = 65_536
+Read = Callable[[int], npt.NDArray[np.uint8]]
+_Floats = npt.NDArray[np.float32]
+
+
+def coefficients(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+    """The lowest cosine waves of a tile reduced to 32 x 32 grey pixels: 128 bytes.
+
+    Args:
+        pixels: ``(height, width, 3)`` uint8 RGB.
+
+    Returns:
+        ``(8, 8)`` float16, vertical frequency first. The mean, at (0, 0), is set to 0. The root
+        of the sum of squares is the standard deviation of the smoothed tile in grey levels.
+    """
+    waves = dctn(_grey(pixels), norm="ortho")[:_WAVES, :_WAVES] / _SIDE
+    waves[0, 0] = 0
+    return np.asarray(waves, np.float16)
+
+
+def find_turned(waves: npt.NDArray[np.float16], read: Read) -> Links:
+    """Link the tiles that are copies of one another in one of the eight turns.
+
+    Candidates are the five nearest by the part of the waves that no turn changes. A link needs
+    hashes (signs of the waves) that differ in at most 6 of 64 bits in the best of the eight turns,
+    and a normalised cross-correlation above 0.9 of the two tiles, turned alike, at 32 x 32 px.
+
+    Args:
+        waves: ``(n, 8, 8)`` of `coefficients`.
+        read: Gives the pixels of a tile by its row number.
+
+    Returns:
+        Links of kind "turned"; the score is the correlation.
+    """
+    kept = np.flatnonzero(
+        np.sqrt((waves.astype(np.float32) ** 2).sum(axis=(1, 2))) >= _MIN_CONTRAST
+    )
+    vectors = _invariant(waves[kept].astype(np.float32))
+    near, _ = nearest(vectors, vectors, _NEIGHBOURS)
+    rows = np.repeat(np.arange(len(kept)), near.shape[1])
+    pairs = np.sort(np.stack([rows, near.ravel()], axis=1), axis=1)
+    pairs = np.unique(kept[pairs[(pairs[:, 0] != pairs[:, 1]) & (near.ravel() >= 0)]], axis=0)
+    found, scores, turns = [], [], []
+    for start in range(0, len(pairs), _BLOCK):
+        block = pairs[start : start + _BLOCK]
+        first, second = waves[block[:, 0]] > 0, waves[block[:, 1]].astype(np.float32)
+        bits = np.stack([((_turned(second, t) > 0) != first).sum(axis=(1, 2)) for t in range(8)])
+        best = bits.argmin(axis=0)
+        for row in np.flatnonzero(bits.min(axis=0) <= _MAX_BITS).tolist():
+            one, other = block[row].tolist()
+            turn = int(best[row])
+            score = _correlation(_grey(read(one)), turned(_grey(read(other)), turn))
+            if score > _MIN_NCC:
+                found.append((one, other))
+                scores.append(score)
+                turns.append(turn)
+    return Links.make("turned", found, scores, turns, np.zeros((len(found), 2)))
+
+
+def _grey(pixels: npt.NDArray[np.uint8]) -> _Floats:
+    grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32)
+
+
+def _turned(waves: _Floats, turn: int) -> _Floats:
+    """Waves ``(n, 8, 8)`` of the tiles after one of the eight turns."""
+    odd = (-1.0) ** np.arange(_WAVES, dtype=np.float32)
+    if turn >= 4:
+        waves = waves * odd
+    for _ in range(turn % 4):
+        # A quarter turn counter-clockwise: rows for columns, then upside down.
+        waves = waves.swapaxes(1, 2) * odd[:, None]
+    return waves
+
+
+def _invariant(waves: _Floats) -> _Floats:
+    """What no turn changes, ``(n, 64)`` of unit length: sizes of waves, each with its mirror."""
+    size = np.abs(waves)
+    other = size.swapaxes(1, 2)
+    both = np.stack([size + other, np.abs(size - other)], axis=1) / 2
+    upper = np.triu_indices(_WAVES)
+    vectors = both[:, :, upper[0], upper[1]].reshape(len(waves), -1)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+def _correlation(first: _Floats, second: _Floats) -> float:
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])

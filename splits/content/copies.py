@@ -111,7 +111,8 @@ def _invariant(waves: _Floats) -> _Floats:
     both = np.stack([size + other, np.abs(size - other)], axis=1) / 2
     upper = np.triu_indices(_WAVES)
     vectors = both[:, :, upper[0], upper[1]].reshape(len(waves), -1)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-6), np.float32)
 
 
 def _correlation(first: _Floats, second: _Floats) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import dct
 
-__all__ = ["EDGES", "N_SAMPLES", "REVERSED", "Edges", "edge_lines"]
+__all__ = ["EDGES", "N_SAMPLES", "REVERSED", "Edges", "edge_lines", "show_tissue"]
 
 EDGES: Final = ("top", "right", "bottom", "left")
 """Order of the edges of a tile; two decoys follow, one looking down and one looking right."""
@@ -73,6 +73,11 @@ def edge_lines(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return kept
 
 
+def show_tissue(lines: _Lines) -> npt.NDArray[np.bool_]:
+    """Whether lines ``(..., N_SAMPLES, 4)`` have contrast; blank ones link nothing: ``(...)``."""
+    return np.asarray((lines[..., :3] @ _GREY).std(axis=-1) >= _MIN_CONTRAST)
+
+
 @dataclass(frozen=True)
 class Edges:
     """Edges with contrast, then decoys, as rows.
@@ -100,9 +105,7 @@ class Edges:
         keep = np.zeros(len(tile), bool)
         for at in range(0, len(tile), _BLOCK):
             part = slice(at, at + _BLOCK)
-            keep[part] = (lines[tile[part], place[part], :, :3] @ _GREY).std(
-                axis=1
-            ) >= _MIN_CONTRAST
+            keep[part] = show_tissue(lines[tile[part], place[part]])
         n = int(keep[: 4 * len(tiles)].sum())
         tile, place = tile[keep], place[keep]
         side = np.array([0, 1, 2, 3, 2, 1])[place]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from splits.content.copies import find_turned
+from splits.content.edges import EDGES, show_tissue
 from splits.content.gaps import gap_share
 from splits.content.keypoints import find_duplicates
 from splits.content.links import KINDS, Links, components, join
@@ -174,7 +175,7 @@ def gather(
     links = links[(links.pairs < n_tiles).all(axis=1)]
     agree = _agree(signatures.vectors, links.pairs, np.random.default_rng(seed))
     assembly = assemble(n_tiles, links, agree=agree)
-    gaps = gap_share(assembly, (signatures.lines[:, :4, :-1] @ np.array([0.299,0.587,0.114],np.float32)).std(axis=2) >= 6)
+    gaps = gap_share(assembly, show_tissue(signatures.lines[:, : len(EDGES)]))
     return Evidence(links, assembly, signatures.blank, signatures.vectors, counts, gaps)
 
 

@@ -15,15 +15,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from splits.content.landmarks import candidate_pairs, grey_levels, landmarks
+from splits.content.candidates import candidate_pairs
+from splits.content.landmarks import grey_levels
 from splits.content.links import Links, join
 
-__all__ = ["find_duplicates", "landmarks"]
+__all__ = ["find_duplicates"]
 
 Read = Callable[[int], npt.NDArray[np.uint8]]
 
-_LONGER: Final = 320  # px of a tile's longer side
-_N_KEYPOINTS: Final = 800
+_LONGER: Final = (320, 480)  # px of a tile's longer side: at least, at most
+_PX_A_KEYPOINT: Final = 128
 _FAST: Final = 3  # grey levels: fat and mucus are faint
 _RATIO: Final = 0.8
 _OFF: Final = 4.0  # px at which a match still fits
@@ -87,8 +88,10 @@ class _Keypoints:
 
 
 def _keypoints(pixels: npt.NDArray[np.uint8]) -> _Keypoints:
-    grey = grey_levels(np.ascontiguousarray(pixels), _LONGER)
-    detector = cv2.ORB.create(nfeatures=_N_KEYPOINTS, edgeThreshold=15, fastThreshold=_FAST)
+    side = int(np.clip(max(pixels.shape), *_LONGER))
+    grey = grey_levels(np.ascontiguousarray(pixels), side)
+    n = grey.size // _PX_A_KEYPOINT
+    detector = cv2.ORB.create(nfeatures=n, edgeThreshold=15, fastThreshold=_FAST)
     # Staircases along the border of black corners are alike on all tiles turned by one angle.
     tissue = cv2.erode((grey > _FILL).astype(np.uint8), np.ones((15, 15), np.uint8))
     points, orb = detector.detectAndCompute(grey, tissue)
@@ -115,11 +118,21 @@ def _transform(first: _Keypoints, second: _Keypoints) -> npt.NDArray[np.float64]
     )
     if transform is None or fits.sum() < _INLIERS:
         return None
-    large, small = np.linalg.svd(transform[:, :2], compute_uv=False)
+    linear = _linear(first, second, transform)
+    large, small = np.linalg.svd(linear, compute_uv=False)
     plausible = _GROWTH[0] <= small <= large <= min(_GROWTH[1], _STRETCH * small)
     spread = np.linalg.svd(np.cov(at_first[fits[:, 0] > 0].T), compute_uv=False)[1] ** 0.5
-    proven = plausible and np.linalg.det(transform[:, :2]) > 0 and spread > _SPREAD * _LONGER
+    spread_enough = spread > _SPREAD * max(first.grey.shape)
+    proven = plausible and np.linalg.det(linear) > 0 and spread_enough
     return np.asarray(transform, np.float64) if proven else None
+
+
+def _linear(
+    first: _Keypoints, second: _Keypoints, transform: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The ``(2, 2)`` turning part of a transform where the longer side of each tile is 1."""
+    ratio = max(second.grey.shape) / max(first.grey.shape)
+    return np.asarray(transform[:, :2] * ratio, np.float64)
 
 
 def _correlation(
@@ -147,7 +160,7 @@ def _placed(
     quarters = int(np.rint(np.arctan2(-transform[1, 0], transform[0, 0]) / (np.pi / 2)))
     turn = np.round([np.cos(quarters * np.pi / 2), np.sin(quarters * np.pi / 2)])
     pure = np.array([[turn[0], turn[1]], [-turn[1], turn[0]]])
-    straight = np.abs(transform[:, :2] - pure).max() < _STRAIGHT
+    straight = np.abs(_linear(first, second, transform) - pure).max() < _STRAIGHT
     if straight and np.abs(offset).max() > _SHIFT:
         return "overlap", quarters % 4 + 4 * mirror, offset
     return "duplicate", -1, np.full(2, np.nan)

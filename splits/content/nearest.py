@@ -12,7 +12,8 @@ __all__ = ["EXACT_PAIRS", "nearest"]
 
 EXACT_PAIRS: Final = 2_500_000_000
 """Number of vectors times queries up to which the search is exact: 50,000 against themselves."""
-_BLOCK: Final = 1024
+_CELLS: Final = 1 << 24
+"""Distances held at a time."""
 _GROUPS: Final = 64
 """Vectors are split into this many times ``k`` groups, so that few are looked at one by one."""
 
@@ -46,13 +47,14 @@ def _exact(vectors: _Floats, queries: _Floats, k: int) -> _Found:
     n_groups = min(len(vectors), _GROUPS * k)
     n_padded = -len(vectors) % n_groups
     norms = np.pad(np.einsum("ij,ij->i", vectors, vectors), (0, n_padded), constant_values=np.inf)
-    columns = -2 * np.pad(vectors, ((0, n_padded), (0, 0))).T
+    columns = np.pad(vectors, ((0, n_padded), (0, 0))).T
+    n_rows = max(1, _CELLS // columns.shape[1])
     members = np.arange(columns.shape[1]).reshape(-1, n_groups)
     rows = np.empty((len(queries), k), np.int64)
     distances = np.empty((len(queries), k), np.float32)
-    for start in range(0, len(queries), _BLOCK):
-        block = queries[start : start + _BLOCK]
-        squared = block @ columns
+    for start in range(0, len(queries), n_rows):
+        block = queries[start : start + n_rows]
+        squared = (-2 * block) @ columns
         squared += norms
         # The k nearest lie in the k groups with the nearest members.
         best = squared.reshape(len(block), *members.shape).min(axis=1)

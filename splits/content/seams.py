@@ -55,7 +55,8 @@ def find_seams(lines: npt.NDArray[np.uint8], *, same: npt.NDArray[np.int64] | No
     A sample of edges tells first whether tiles touch, overlap by a line of pixels or leave a gap,
     and whether they are upright. If they are, only right edges are compared with left ones and
     bottom edges with top ones: there are 8 times fewer competitors, and more links pass. Otherwise
-    a tile may be turned and mirrored in any way.
+    a tile may be turned and mirrored in any way. Two tiles alike in several edges are copies that
+    ``same`` does not know, and are not linked.
 
     Args:
         lines: ``(n, 6, N_SAMPLES, 4)`` of `edge_lines`.
@@ -96,7 +97,9 @@ def find_seams(lines: npt.NDArray[np.uint8], *, same: npt.NDArray[np.int64] | No
     turns = _TURNS[edges.side[first], edges.side[second], found.backwards[first].astype(int)]
     score = ncc[passes] * (1 - misfit[passes] / 2)
     links = Links.make("seam", pairs, score, turns, _DIRECTIONS[edges.side[first]])
-    return links[np.lexsort(links.pairs.T[::-1])]
+    # Several edges alike: a copy that is not among the same.
+    _, rows, counts = np.unique(links.pairs, axis=0, return_index=True, return_counts=True)
+    return links[rows[counts == 1]]
 
 
 @dataclass(frozen=True)

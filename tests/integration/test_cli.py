@@ -207,3 +207,60 @@ def test_preview(tmp_path: Path) -> None:
     assert call("preview", path, "--out", tmp_path / "r", *small) == 0
     with Image.open(tmp_path / "r" / "preview.png") as image:
         assert image.width > 400
+
+
+def test_a_list_of_names_from_another_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(f"{barcode(1)}.svs\r\nMHIST_aaa.png\r\n".encode("utf-16"))
+    assert call("names", "--file", path, "tab\there_1.png") == 0
+    header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [len(row) for row in rows] == [len(header)] * 3
+    assert [row[header.index("grammar")] for row in rows] == ["none", "tcga", "none"]
+
+
+@pytest.fixture
+def scanned(tmp_path: Path) -> Path:
+    """A run with two classes of four slides, three tiles each: `a/a0_r0_x0_y0.png`."""
+    names = {c: [f"{c}{i}" for i in range(4)] for c in "ab"}
+    assert call("scan", tiles(tmp_path / "data", names), "--out", tmp_path / "r") == 0
+    return tmp_path / "r"
+
+
+def _manifest(run: Path, header: str = "Bild;Biopsy;Center") -> Path:
+    tile_ids = pd.read_parquet(run / "tiles.parquet")["tile_id"]
+    rows = [f"D:\\tiles\\{t};{t[2:4]};{'0' + str(int(t[3]) % 3)}" for t in tile_ids]
+    path = run / "ids.csv"
+    path.write_bytes("\r\n".join([header, *(r.replace("/", "\\") for r in rows)]).encode("utf-16"))
+    return path
+
+
+def test_a_manifest_with_columns_of_its_own_and_a_site_map(
+    scanned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _manifest(scanned)
+    ask = ["identify", scanned, "--no-content", "--json", "--manifest", path]
+    assert "slide_id=NAME" in fails(capsys, 2, *ask)
+    assert "'Biopsy'" in fails(capsys, 2, *ask, "--columns", "path=Bild,slide_id=Biopsie")
+    sites = scanned / "sites.csv"
+    sites.write_text("TSS,site\n00,North\n01,North\n")
+    capsys.readouterr()
+    columns = "path=Bild,slide_id=Biopsy,site_id=Center"
+    assert call(*ask, "--columns", columns, "--sites", sites) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["n"]["slides"], report["n"]["sites"]) == (8, 2)
+    assert report["sites"]["unmapped"] == ["02"]
+    assert report["manifest"]["by_stem"] == report["n"]["tiles"] == 24
+
+
+def test_rules_that_are_refused(scanned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rule, words in {
+        "(?P<slide>": "not a regular expression",
+        r"([ab]\d)": "no named group slide",
+        r"^(?P<slide>[ab])/": "a label is no identity",
+        r"(?P<slide>.+)$": "tile-level split",
+        r"(?P<slide>a\d)": "says nothing about 12 of 24",
+        "tgca": "did you mean 'tcga'",
+    }.items():
+        assert words in fails(capsys, 2, "identify", scanned, "--no-content", "--rule", rule)

@@ -72,6 +72,22 @@ def test_the_approximate_index_finds_nearly_all_of_them() -> None:
     assert (np.diff(distances, axis=1) >= 0).all()
 
 
+@pytest.mark.parametrize("n", [1, 5, 6, 383, 385, 1000])
+def test_the_nearest_of_few_vectors(n: int) -> None:
+    random = np.random.default_rng(n)
+    vectors = random.normal(size=(n, 4)).astype(np.float32)
+    queries = random.normal(size=(40, 4)).astype(np.float32)
+    rows, _ = nearest(vectors, queries, 6)
+    full = ((queries[:, None] - vectors[None]) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(rows, np.argsort(full, axis=1)[:, :6])
+
+
+def test_the_approximate_index_repeats_itself() -> None:
+    vectors = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32)
+    for one, two in zip(_index(vectors, vectors, 5), _index(vectors, vectors, 5), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_nothing_is_near_in_an_empty_set() -> None:
     rows, distances = nearest(np.empty((0, 4), np.float32), np.ones((2, 4), np.float32), 5)
     assert rows.shape == distances.shape == (2, 0)

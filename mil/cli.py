@@ -96,13 +96,11 @@ def names(
 ) -> None:
     """What each name says: grammar, site, patient, slide, region, x, y."""
     from splits.identity.grammar import describe
+    from splits.identity.table import read_text
 
     listed = list(given or ())
     if file is not None:
-        if not file.is_file():
-            message = f"{file} does not exist"
-            raise InputError(message)
-        listed += [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line]
+        listed += [line for line in read_text(file).splitlines() if line]
     if not listed:
         message = "no name given: slidewise names NAME... or --file LIST"
         raise InputError(message)
@@ -112,7 +110,8 @@ def names(
         return
     typer.echo("\t".join(rows[0]))
     for row in rows:
-        typer.echo("\t".join(row.values()))
+        # A tab within a name would shift its columns.
+        typer.echo("\t".join(value.replace("\t", "\\t") for value in row.values()))
 
 
 @app.command()
@@ -135,10 +134,16 @@ def identify(
     run: Run,
     manifest: Annotated[Path | None, typer.Option(help="Table of ids by tile or slide.")] = None,
     columns: Annotated[str | None, typer.Option(help="Its columns, as for split.")] = None,
+    patients: Annotated[
+        Path | None, typer.Option(help="Table of patients, joined to the manifest.")
+    ] = None,
     sites: Annotated[Path | None, typer.Option(help="Table: site code, institution.")] = None,
     rule: Annotated[str | None, typer.Option(help="Grammar or regex.")] = None,
     content: Annotated[
         bool | None, typer.Option(help="Look for copies, overlaps and seams in the pixels.")
+    ] = None,
+    embedding: Annotated[
+        Path | None, typer.Option(help="Features of all tiles: npz, parquet or npy.")
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="True ids, for scoring only.")] = None,
     json: Json = False,
@@ -146,14 +151,10 @@ def identify(
     """Slide, patient and site of every tile, with the reason, a grade and a page of pictures."""
     from mil.report.identity import identify_run
 
-    given = {
-        "manifest": None if manifest is None else str(manifest),
-        "columns": _columns(columns) or None,
-        "sites": None if sites is None else str(sites),
-        "rule": rule,
-        "content": content,
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
+    files = {"manifest": manifest, "patients": patients, "sites": sites, "embedding": embedding}
+    changes: dict[str, Any] = {name: str(path) for name, path in files.items() if path is not None}
+    given = {"columns": _columns(columns) or None, "rule": rule, "content": content}
+    changes |= {name: value for name, value in given.items() if value is not None}
     config = _with(_stored(run), identity=changes)
     with screen() as view:
         report = identify_run(run, config, truth, view.progress)

@@ -74,7 +74,16 @@ class Identity(_Section):
     sites: Path | None = None
     """Table of site code and institution: sites of one institution become one."""
     content: bool = True
-    """Link tiles with identical pixels."""
+    """Look for copies, overlaps and seams in the pixels."""
+    embedding: Path | None = None
+    """Features of all tiles (npz, parquet or npy): more soft evidence where ids are missing."""
+
+    @model_validator(mode="after")
+    def _embedding_needs_content(self) -> Identity:
+        if self.embedding is not None and not self.content:
+            message = "identity.embedding is soft evidence beside pixels: set identity.content=true"
+            raise ValueError(message)
+        return self
 
 
 class Split(_Section):

@@ -35,6 +35,7 @@ from splits.artifacts import (
 from splits.content.evidence import Evidence, gather
 from splits.content.signatures import Signatures, sign
 from splits.errors import InputError, NegativeVerdictError, unknown
+from splits.identity import embedding as embeddings
 from splits.identity import identify as identify_tiles
 from splits.images import read_tile
 from splits.scan import list_folder
@@ -102,11 +103,11 @@ def identify(
         message = f"{run} holds no tile table: run `slidewise scan ROOT --out {run}` first"
         raise InputError(message)
     table = read_table(scanned)
-    manifest = manifest_of(run, config)
+    given, manifest = config.identity, manifest_of(run, config)
+    files = (manifest, given.patients, given.sites, given.embedding, truth)
     settings = {
-        "identity": config.identity.model_dump(mode="json"),
-        "manifest": _content(manifest),
-        "truth": _content(truth),
+        "identity": given.model_dump(mode="json"),
+        "files": [_content(path) for path in files],
         "unit": config.split.unit,
         "folds": config.split.folds,
         "classes": config.data.classes,
@@ -116,12 +117,19 @@ def identify(
         run / "tiles.parquet"
     ):
         return read_json(run / "identity.json")
+    embedding = None
+    if given.embedding is not None:
+        embedding = embeddings.read(given.embedding, table["tile_id"].tolist())
     evidence = _evidence(run, config, table, progress)
     identified, report = identify_tiles(
         table,
-        rule=config.identity.rule,
+        rule=given.rule,
         manifest=manifest,
+        columns=given.columns,
+        patients=given.patients,
+        sites=given.sites,
         evidence=evidence,
+        embedding=embedding,
         unit=config.split.unit,
         folds=config.split.folds,
         truth=truth,

@@ -105,12 +105,12 @@ def _turned(waves: _Floats, turn: int) -> _Floats:
 
 
 def _invariant(waves: _Floats) -> _Floats:
-    """What no turn changes, ``(n, 64)`` of unit length: sizes of waves, each with its mirror."""
+    """What no turn changes, ``(n, 72)`` of unit length: sizes of waves, each with its mirror."""
     size = np.abs(waves)
     other = size.swapaxes(1, 2)
     both = np.stack([size + other, np.abs(size - other)], axis=1) / 2
     upper = np.triu_indices(_WAVES)
-    vectors = both[:, :, upper[0], upper[1]].reshape(len(waves), -1)
+    vectors = both[:, :, upper[0], upper[1]].reshape(len(waves), 2 * len(upper[0]))
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(norms, 1e-6), np.float32)
 

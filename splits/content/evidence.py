@@ -11,14 +11,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from splits.content.copies import find_turned
-from splits.content.edges import EDGES, show_tissue
+from splits.content.edges import EDGES, edge_lines, show_tissue
 from splits.content.gaps import gap_share
 from splits.content.keypoints import find_duplicates
 from splits.content.links import KINDS, Links, components, join
 from splits.content.mosaic import Assembly, assemble
-from splits.content.seams import find_seams
+from splits.content.seams import find_seams, probe
 from splits.content.signatures import Signatures, sign
-from splits.content.twins import Twins, plant
+from splits.content.twins import plant_copies, plant_seams
 
 __all__ = ["Evidence", "gather", "identical"]
 
@@ -39,7 +39,7 @@ class Evidence:
     Attributes:
         links: All links that a search found.
         assembly: Which of them hold, the components, and the place of each tile.
-        blank: ``(n_tiles,)`` tiles that show no tissue; they link nothing.
+        blank: ``(n_tiles,)`` tiles that show no tissue, or a speck that nothing ties to any.
         vectors: ``(n_tiles, dim)`` float32, the soft evidence.
         twins: By kind, how many twins were ``planted`` and ``found``.
         gaps: Share of the edges inside the components that miss their neighbour.
@@ -162,7 +162,8 @@ def gather(
         seed: Seed of the planted twins and of the sample that says what agrees in colour.
     """
     n_tiles = len(signatures)
-    twins = plant(np.flatnonzero(~signatures.blank), n_tiles, read, seed)
+    tissue = np.flatnonzero(~(signatures.blank | signatures.faint))
+    twins = plant_copies(tissue, n_tiles, read, seed)
     everything = signatures
     if twins.pixels:
         everything = signatures.joined(sign(twins.pixels.__getitem__, len(twins.pixels)))
@@ -170,23 +171,33 @@ def gather(
     def read_any(row: int) -> npt.NDArray[np.uint8]:
         return read(row) if row < n_tiles else twins.pixels[row - n_tiles]
 
-    links = _search(everything, identical(sha256, signatures.blank), read_any)
-    counts = twins.found(links)
+    turned = find_turned(everything.coefficients, read_any)
+    copies = join([identical(sha256, signatures.blank), turned])
+    altered = find_duplicates(everything.landmarks, read_any, copies.pairs)
+    # Copies have equal edges, which the search for seams must know.
+    lines, same = everything.lines, components(len(everything), copies.pairs)
+    lie = probe(lines, same=same)
+    halves = plant_seams(tissue, len(lines), read, apart_px=lie.apart_px, seed=seed)
+    if halves.pixels:
+        lines = np.concatenate([lines, np.stack([edge_lines(image) for image in halves.pixels])])
+        same = np.concatenate([same, np.arange(len(same), len(lines))])
+    links = join([copies, altered, find_seams(lines, same=same, lie=lie)])
+
+    counts = twins.found(links) | halves.found(links)
     links = links[(links.pairs < n_tiles).all(axis=1)]
     agree = _agree(signatures.vectors, links.pairs, np.random.default_rng(seed))
     assembly = assemble(n_tiles, links, agree=agree)
     gaps = gap_share(assembly, show_tissue(signatures.lines[:, : len(EDGES)]))
-    return Evidence(links, assembly, signatures.blank, signatures.vectors, counts, gaps)
+    blank = signatures.blank | _specks(assembly.component, signatures.faint)
+    return Evidence(links, assembly, blank, signatures.vectors, counts, gaps)
 
 
-def _search(signatures: Signatures, identical: Links, read: Read) -> Links:
-    """All searches. Copies come first: they have equal edges, which the seams must know."""
-    turned = find_turned(signatures.coefficients, read)
-    copies = join([identical, turned])
-    same = components(len(signatures), copies.pairs)
-    altered = find_duplicates(signatures.landmarks, read, copies.pairs)
-    seams = find_seams(signatures.lines, same=same)
-    return join([copies, altered, seams])
+def _specks(
+    component: npt.NDArray[np.int64], faint: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Faint tiles that no other ties to tissue: dust on glass has no slide."""
+    has_tissue = np.bincount(component, weights=~faint) > 0
+    return np.asarray(~has_tissue[component])
 
 
 def identical(sha256: Sequence[str | None], blank: npt.NDArray[np.bool_]) -> Links:

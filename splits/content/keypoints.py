@@ -34,7 +34,8 @@ _GROWTH: Final = (0.5, 2.0)
 _STRETCH: Final = 1.5  # of one direction over the other: a crop resized to a square
 _NCC: Final = 0.5
 _FILL: Final = 12  # grey level up to which a pixel was filled in
-_STRAIGHT: Final = 0.02  # deviation from a pure turn, as a rate or in radians
+_STRAIGHT: Final = 0.1  # deviation from a pure turn at which one is tried, as a rate or in radians
+_MOST: Final = 0.8  # share of the inliers that must fit a pure turn and shift
 _SHIFT: Final = 0.05  # of a tile: less is no overlap but a copy
 _CACHED: Final = 512
 
@@ -71,9 +72,9 @@ def find_duplicates(
     links = []
     for pair, mirror in zip(pairs.tolist(), mirrored.tolist(), strict=True):
         first, second = keypoints(pair[0], mirror=False), keypoints(pair[1], mirror=mirror)
-        transform = _transform(first, second)
-        if transform is not None and (score := _correlation(first, second, transform)) > _NCC:
-            kind, turn, offset = _placed(first, second, transform, mirror=mirror)
+        fit = _fit(first, second)
+        if fit is not None and (score := _correlation(first, second, fit.transform)) > _NCC:
+            kind, turn, offset = _placed(first, second, fit, mirror=mirror)
             links.append(Links.make(kind, [pair], [score], [turn], [offset]))
     return join(links)
 
@@ -99,8 +100,17 @@ def _keypoints(pixels: npt.NDArray[np.uint8]) -> _Keypoints:
     return _Keypoints(grey, at, np.empty((0, 32), np.uint8) if orb is None else orb)
 
 
-def _transform(first: _Keypoints, second: _Keypoints) -> npt.NDArray[np.float64] | None:
-    """The proven ``(2, 3)`` transform of the second tile into the frame of the first, or None.
+@dataclass(frozen=True)
+class _Fit:
+    """A proven ``(2, 3)`` transform of the second tile into the frame of the first, its inliers."""
+
+    transform: npt.NDArray[np.float64]
+    at_first: npt.NDArray[np.float32]
+    at_second: npt.NDArray[np.float32]
+
+
+def _fit(first: _Keypoints, second: _Keypoints) -> _Fit | None:
+    """The transform that 30 matches or more prove, or None.
 
     An affine fit is tighter than a similarity: on 1,500 unrelated pairs of tiles at most 20 matches
     fitted the one, 30 the other, which may shrink a tile to a point.
@@ -118,21 +128,20 @@ def _transform(first: _Keypoints, second: _Keypoints) -> npt.NDArray[np.float64]
     )
     if transform is None or fits.sum() < _INLIERS:
         return None
-    linear = _linear(first, second, transform)
+    inlier = fits[:, 0] > 0
+    fit = _Fit(np.asarray(transform, np.float64), at_first[inlier], at_second[inlier])
+    linear = _linear(first, second, fit)
     large, small = np.linalg.svd(linear, compute_uv=False)
     plausible = _GROWTH[0] <= small <= large <= min(_GROWTH[1], _STRETCH * small)
-    spread = np.linalg.svd(np.cov(at_first[fits[:, 0] > 0].T), compute_uv=False)[1] ** 0.5
+    spread = np.linalg.svd(np.cov(fit.at_first.T), compute_uv=False)[1] ** 0.5
     spread_enough = spread > _SPREAD * max(first.grey.shape)
-    proven = plausible and np.linalg.det(linear) > 0 and spread_enough
-    return np.asarray(transform, np.float64) if proven else None
+    return fit if plausible and np.linalg.det(linear) > 0 and spread_enough else None
 
 
-def _linear(
-    first: _Keypoints, second: _Keypoints, transform: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _linear(first: _Keypoints, second: _Keypoints, fit: _Fit) -> npt.NDArray[np.float64]:
     """The ``(2, 2)`` turning part of a transform where the longer side of each tile is 1."""
     ratio = max(second.grey.shape) / max(first.grey.shape)
-    return np.asarray(transform[:, :2] * ratio, np.float64)
+    return np.asarray(fit.transform[:, :2] * ratio, np.float64)
 
 
 def _correlation(
@@ -149,18 +158,24 @@ def _correlation(
 
 
 def _placed(
-    first: _Keypoints, second: _Keypoints, transform: npt.NDArray[np.float64], *, mirror: bool
+    first: _Keypoints, second: _Keypoints, fit: _Fit, *, mirror: bool
 ) -> tuple[str, int, npt.NDArray[np.float64]]:
     """Kind, turn and offset of a proven pair."""
     size = np.array(first.grey.shape[::-1], np.float64)
     height, width = second.grey.shape
-    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) @ transform[:, :2].T
-    offset = (corners + transform[:, 2]).min(axis=0) / size
     # Image rows run down: a turn counter-clockwise has a negative sine.
-    quarters = int(np.rint(np.arctan2(-transform[1, 0], transform[0, 0]) / (np.pi / 2)))
-    turn = np.round([np.cos(quarters * np.pi / 2), np.sin(quarters * np.pi / 2)])
-    pure = np.array([[turn[0], turn[1]], [-turn[1], turn[0]]])
-    straight = np.abs(_linear(first, second, transform) - pure).max() < _STRAIGHT
-    if straight and np.abs(offset).max() > _SHIFT:
-        return "overlap", quarters % 4 + 4 * mirror, offset
+    angle = np.arctan2(-fit.transform[1, 0], fit.transform[0, 0])
+    quarters = int(np.rint(angle / (np.pi / 2)))
+    cosine, sine = np.round([np.cos(quarters * np.pi / 2), np.sin(quarters * np.pi / 2)])
+    pure = np.array([[cosine, sine], [-sine, cosine]])
+    if np.abs(_linear(first, second, fit) - pure).max() < _STRAIGHT:
+        # The free fit bends a little after the noise of its matches; most must bear a stiff one.
+        pure *= max(first.grey.shape) / max(second.grey.shape)
+        shifts = fit.at_first - fit.at_second @ pure.T
+        shift = np.median(shifts, axis=0)
+        still = (np.abs(shifts - shift) < _OFF).all(axis=1).mean() >= _MOST
+        corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) @ pure.T
+        offset = (corners + shift).min(axis=0) / size
+        if still and np.abs(offset).max() > _SHIFT:
+            return "overlap", quarters % 4 + 4 * mirror, offset
     return "duplicate", -1, np.full(2, np.nan)

@@ -12,6 +12,7 @@ import pandas as pd
 from splits.content.cycles import close_cycles
 from splits.content.frames import Frames
 from splits.content.links import KINDS, Links, components
+from splits.content.squares import in_squares
 
 __all__ = ["Assembly", "Contradiction", "assemble"]
 
@@ -80,7 +81,8 @@ def assemble(n_tiles: int, links: Links, *, agree: npt.NDArray[np.bool_] | None 
        a tile that touches two slides goes to the one it fits better, and merges nothing.
 
     Steps 2 to 4 are repeated until nothing joins. Each takes the strongest links first, by kind and
-    score; the order in which links are given does not matter. A link that disagrees with the
+    score, and of seams those first that agree with three others around a corner; the order in
+    which links are given does not matter. A link that disagrees with the
     lattice, or would lay a tile onto another that is no copy of it, is cut and recorded; an overlap
     that does the latter still ties its component, as two frames.
 
@@ -118,7 +120,8 @@ class _Mosaic:
         )
         order = np.lexsort(columns)
         self._strong = order[~seam[order]]
-        self._seams = order[seam[order]]
+        seams = order[seam[order]]
+        self._seams = seams[np.argsort(~in_squares(n_tiles, links[seams]), kind="stable")]
         alike = np.zeros(len(links), np.bool_) if agree is None else agree
         self._agreeing = self._seams[alike[self._seams]]
 

@@ -20,7 +20,7 @@ from splits.content.edges import N_SAMPLES, REVERSED, Edges, edge_lines
 from splits.content.links import Links, turned
 from splits.content.nearest import nearest
 
-__all__ = ["edge_lines", "find_seams"]
+__all__ = ["Lie", "edge_lines", "find_seams", "probe"]
 
 _REACHES_PX: Final = (0.6, -0.5, 1.5)
 """Continuing the lines lets them meet: tiles that touch, share a line of pixels, or leave a gap."""
@@ -43,7 +43,58 @@ _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int64]
 
 
-def find_seams(lines: npt.NDArray[np.uint8], *, same: npt.NDArray[np.int64] | None = None) -> Links:
+@dataclass(frozen=True)
+class Lie:
+    """How the tiles of a set lie beside each other.
+
+    Attributes:
+        reach_px: How far each edge is continued to meet its neighbour.
+        upright: Whether the tiles are as they were cut: none is turned or mirrored.
+    """
+
+    reach_px: float
+    upright: bool
+
+    @property
+    def apart_px(self) -> int:
+        """Pixels between two neighbours; negative where they overlap."""
+        return round(2 * self.reach_px) - 1
+
+
+def probe(lines: npt.NDArray[np.uint8], *, same: npt.NDArray[np.int64] | None = None) -> Lie:
+    """Tell from a sample of edges whether tiles touch, overlap or leave a gap, and are upright.
+
+    Args:
+        lines: As for `find_seams`.
+        same: As for `find_seams`.
+    """
+    edges = Edges.of(lines, _firsts(lines, same), _REACHES_PX[0])
+    probes = np.arange(edges.n)[:: -(-edges.n // _N_PROBES) or 1]
+    n_best, reach_px, upright = -1, _REACHES_PX[0], False
+    for reach in _REACHES_PX:
+        found = _match(replace(edges, reach_px=reach), probes, upright=False)
+        sure = (found.partner >= 0) & (found.distance < _SURE_RATIO * found.runner_up)
+        if sure.sum() > n_best:
+            sides = edges.side[probes[sure]], edges.side[found.partner[sure]]
+            turns = _TURNS[(*sides, found.backwards[sure].astype(int))]
+            n_best, reach_px = int(sure.sum()), reach
+            upright = n_best >= _N_SURE and bool((turns == 0).mean() >= _MIN_UPRIGHT)
+    return Lie(reach_px if n_best >= _N_SURE else _REACHES_PX[0], upright)
+
+
+def _firsts(lines: npt.NDArray[np.uint8], same: npt.NDArray[np.int64] | None) -> _Ints:
+    """The tiles that are searched: of copies the first."""
+    if same is None:
+        return np.arange(len(lines))
+    return np.sort(np.unique(same, return_index=True)[1])
+
+
+def find_seams(
+    lines: npt.NDArray[np.uint8],
+    *,
+    same: npt.NDArray[np.int64] | None = None,
+    lie: Lie | None = None,
+) -> Links:
     """Link the tiles whose edges continue each other.
 
     Two edges are linked if each is the best match of the other, their normalised cross-correlation
@@ -62,15 +113,14 @@ def find_seams(lines: npt.NDArray[np.uint8], *, same: npt.NDArray[np.int64] | No
         lines: ``(n, 6, N_SAMPLES, 4)`` of `edge_lines`.
         same: ``(n,)`` labels of tiles that are copies of one another, however turned. Only the
             first tile of each label is searched: its copies would match as well as it does.
+        lie: What `probe` told of these tiles; by default it is asked.
 
     Returns:
         Links of kind "seam", ordered by pair. The score is the NCC times (1 - misfit / 2).
     """
-    tiles = np.arange(len(lines))
-    if same is not None:
-        tiles = np.sort(np.unique(same, return_index=True)[1])
-    edges, upright = _probe(Edges.of(lines, tiles, _REACHES_PX[0]))
-    found = _match(edges, np.arange(len(edges.tile)), upright=upright)
+    how = probe(lines, same=same) if lie is None else lie
+    edges = Edges.of(lines, _firsts(lines, same), how.reach_px)
+    found = _match(edges, np.arange(len(edges.tile)), upright=how.upright)
 
     first = _mutual(found, edges.n)
     second = found.partner[first]
@@ -117,22 +167,6 @@ class _Matches:
     backwards: npt.NDArray[np.bool_]
     distance: _Floats
     runner_up: _Floats
-
-
-def _probe(edges: Edges) -> tuple[Edges, bool]:
-    """The reach that makes most matches sure, and whether these are between upright tiles."""
-    probes = np.arange(edges.n)[:: -(-edges.n // _N_PROBES) or 1]
-    n_best, best, upright = -1, edges, False
-    for reach in _REACHES_PX:
-        tried = replace(edges, reach_px=reach)
-        found = _match(tried, probes, upright=False)
-        sure = (found.partner >= 0) & (found.distance < _SURE_RATIO * found.runner_up)
-        if sure.sum() > n_best:
-            sides = edges.side[probes[sure]], edges.side[found.partner[sure]]
-            turns = _TURNS[(*sides, found.backwards[sure].astype(int))]
-            n_best, best = int(sure.sum()), tried
-            upright = n_best >= _N_SURE and bool((turns == 0).mean() >= _MIN_UPRIGHT)
-    return (best if n_best >= _N_SURE else edges), upright
 
 
 def _match(edges: Edges, asking: _Ints, *, upright: bool) -> _Matches:

@@ -18,10 +18,12 @@ from splits.content.copies import coefficients
 from splits.content.landmarks import landmarks
 from splits.content.seams import edge_lines
 
-__all__ = ["BLANK_STD", "Signatures", "is_blank", "sign"]
+__all__ = ["BLANK_STD", "Signatures", "is_blank", "is_faint", "sign"]
 
 BLANK_STD: Final = 2.0
 """Standard deviation of the grey levels (0 to 255) below which a tile shows no tissue."""
+_SPECK: Final = 0.02
+"""Share of the pixels, the darkest, that may be dust on glass."""
 _CHUNK: Final = 64
 Image = npt.NDArray[np.uint8]
 
@@ -32,6 +34,7 @@ class Signatures:
 
     Attributes:
         blank: ``(n,)`` bool: shows no tissue.
+        faint: ``(n,)`` bool: shows at most a speck, of dust or of tissue, beside glass.
         lines: `splits.content.seams.edge_lines`.
         coefficients: `splits.content.copies.coefficients`.
         landmarks: `splits.content.landmarks.landmarks`.
@@ -39,6 +42,7 @@ class Signatures:
     """
 
     blank: npt.NDArray[np.bool_]
+    faint: npt.NDArray[np.bool_]
     lines: npt.NDArray[np.uint8]
     coefficients: npt.NDArray[np.float16]
     landmarks: npt.NDArray[np.uint8]
@@ -74,6 +78,15 @@ class Signatures:
 def is_blank(pixels: Image) -> bool:
     """Whether an image ``(height, width, 3)`` shows no tissue."""
     return bool(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).std() < BLANK_STD)
+
+
+def is_faint(pixels: Image) -> bool:
+    """Whether an image ``(height, width, 3)`` without its darkest pixels shows no tissue."""
+    counts = cv2.calcHist([cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)], [0], None, [256], [0, 256])
+    above = np.clip(np.cumsum(counts) - _SPECK * counts.sum(), 0, counts.ravel())
+    levels = np.arange(256)
+    mean = np.average(levels, weights=above)
+    return bool(np.average((levels - mean) ** 2, weights=above) < BLANK_STD**2)
 
 
 def sign(
@@ -112,7 +125,14 @@ def sign(
 def _part(read: Callable[[int], Image], rows: range) -> Signatures:
     images = (np.ascontiguousarray(read(row)) for row in rows)
     found = [
-        (is_blank(image), edge_lines(image), coefficients(image), landmarks(image), vector(image))
+        (
+            is_blank(image),
+            is_faint(image),
+            edge_lines(image),
+            coefficients(image),
+            landmarks(image),
+            vector(image),
+        )
         for image in images
     ]
     columns = zip(*found, strict=True)

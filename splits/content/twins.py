@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from splits.content.links import KINDS, Links, turned
 
-__all__ = ["Twins", "plant"]
+__all__ = ["Twins", "plant_copies", "plant_seams"]
 
 N_PLANTED: Final = 100
 """Twins of each kind, where the set has as many tiles with tissue."""
@@ -32,13 +32,11 @@ class Twins:
     """Planted tiles, numbered on from the last tile of the set.
 
     Attributes:
-        first: Row number of the first planted tile, which is the number of real tiles.
         pixels: One image a planted tile, ``(height, width, 3)`` uint8 RGB.
         pairs: ``(n, 2)`` row numbers that have to be linked; a pair may be two planted tiles.
         kinds: How each pair was made: ``turned``, ``duplicate`` or ``seam``.
     """
 
-    first: int
     pixels: tuple[Image, ...]
     pairs: npt.NDArray[np.int64]
     kinds: tuple[str, ...]
@@ -62,43 +60,70 @@ class Twins:
         return counts
 
 
-def plant(
+def plant_copies(
     rows: npt.NDArray[np.int64], n_tiles: int, read: Callable[[int], Image], seed: int = 0
 ) -> Twins:
-    """Make twins of a random sample of tiles.
+    """Make copies of a random sample of tiles.
 
-    Each sampled tile gets a ``turned`` copy (one of the other seven turns), a ``duplicate``
-    (rotated by up to 25 degrees, cropped, perhaps mirrored) and two halves that meet in a ``seam``.
-    All are compressed again (JPEG). The halves are cut from the inside of the tile, so that their
-    outer edges do not compete with the tile's own neighbours.
+    Each gets a ``turned`` copy (one of the other seven turns) and a ``duplicate`` (rotated by up to
+    25 degrees, cropped, perhaps mirrored), compressed again (JPEG).
 
     Args:
         rows: Tiles that may be sampled: those that are not blank.
-        n_tiles: Number of real tiles.
+        n_tiles: Number of tiles before the first planted one.
         read: Gives the pixels of a tile.
         seed: Seed of the sample and of the alterations.
     """
     random = np.random.default_rng(seed)
-    sample = np.sort(random.choice(rows, min(N_PLANTED, len(rows)), replace=False))
     pixels: list[Image] = []
     pairs: list[tuple[int, int]] = []
-    kinds: list[str] = []
-
-    def add(image: Image) -> int:
-        pixels.append(_compressed(image))
-        return n_tiles + len(pixels) - 1
-
-    for row in sample.tolist():
+    for row in _sample(rows, random):
         tile = read(row)
-        pairs.append((row, add(turned(tile, int(random.integers(1, 8))))))
-        pairs.append((row, add(_augmented(tile, random))))
-        kinds += ["turned", "duplicate"]
-        left, right = _halves(tile)
+        for copy in (turned(tile, int(random.integers(1, 8))), _augmented(tile, random)):
+            pairs.append((row, n_tiles + len(pixels)))
+            pixels.append(_compressed(copy))
+    return _twins(pixels, pairs, ("turned", "duplicate") * (len(pairs) // 2))
+
+
+def plant_seams(
+    rows: npt.NDArray[np.int64],
+    n_tiles: int,
+    read: Callable[[int], Image],
+    *,
+    apart_px: int = 0,
+    seed: int = 0,
+) -> Twins:
+    """Cut a random sample of tiles into halves that lie beside each other as the tiles do.
+
+    The halves come from the inside of the tile, so that their outer edges do not compete with the
+    tile's own neighbours, and are compressed again (JPEG).
+
+    Args:
+        rows: Tiles that may be sampled: those that are not blank.
+        n_tiles: Number of tiles before the first planted one.
+        read: Gives the pixels of a tile.
+        apart_px: Pixels between the halves; negative where they overlap.
+        seed: Seed of the sample.
+    """
+    pixels: list[Image] = []
+    pairs: list[tuple[int, int]] = []
+    for row in _sample(rows, np.random.default_rng(seed)):
+        left, right = _halves(read(row), apart_px)
         # The gate of the seam search refuses edges without structure: none is planted there.
         if min(float(side.std()) for side in (left[:, -1], right[:, 0])) >= _EDGE_STD:
-            pairs.append((add(left), add(right)))
-            kinds.append("seam")
-    return Twins(n_tiles, tuple(pixels), np.array(pairs, np.int64).reshape(-1, 2), tuple(kinds))
+            first = n_tiles + len(pixels)
+            pairs.append((first, first + 1))
+            pixels += [_compressed(left), _compressed(right)]
+    return _twins(pixels, pairs, ("seam",) * len(pairs))
+
+
+def _sample(rows: npt.NDArray[np.int64], random: np.random.Generator) -> list[int]:
+    sample = np.sort(random.choice(rows, min(N_PLANTED, len(rows)), replace=False))
+    return [int(row) for row in sample]
+
+
+def _twins(pixels: list[Image], pairs: list[tuple[int, int]], kinds: tuple[str, ...]) -> Twins:
+    return Twins(tuple(pixels), np.array(pairs, np.int64).reshape(-1, 2), kinds)
 
 
 def _augmented(tile: Image, random: np.random.Generator) -> Image:
@@ -111,10 +136,11 @@ def _augmented(tile: Image, random: np.random.Generator) -> Image:
     return np.asarray(rotated[:, ::-1] if random.random() < 0.5 else rotated, np.uint8)
 
 
-def _halves(tile: Image) -> tuple[Image, Image]:
+def _halves(tile: Image, apart_px: int) -> tuple[Image, Image]:
     height, width = tile.shape[:2]
     inner = tile[height // 8 : height - height // 8]
-    return inner[:, width // 8 : width // 2], inner[:, width // 2 : width - width // 8]
+    start = max(width // 2 + apart_px, 0)
+    return inner[:, width // 8 : width // 2], inner[:, start : width - width // 8]
 
 
 def _compressed(image: Image) -> Image:

@@ -5,6 +5,7 @@ Pixels may merge declared groups and never split them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from splits.content.links import KINDS, components
 from splits.content.soft import Coarse, coarsen
 from splits.errors import InputError, unknown
 from splits.identity import manifest as manifests
+from splits.identity import sites as site_maps
 from splits.identity.declare import complete, declare
 from splits.identity.grade import grade, is_hard_linked
 from splits.identity.name import split_fragment
@@ -43,7 +45,11 @@ def identify(
     *,
     rule: str = "auto",
     manifest: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    patients: Path | None = None,
+    sites: Path | None = None,
     evidence: Evidence | None = None,
+    embedding: npt.NDArray[np.floating] | None = None,
     unit: str = "patient",
     folds: int = 5,
     truth: Path | None = None,
@@ -53,8 +59,13 @@ def identify(
     Args:
         tiles: Tile table as `splits.scan` makes it.
         rule: ``auto``, a grammar, or a regular expression; see `splits.identity.folder`.
-        manifest: Table of tiles or of slides; see `splits.identity.manifest`.
+        manifest: Table of tiles, slides or patients; see `splits.identity.manifest`.
+        columns: Our name -> the manifest's name, for its columns that are not recognised.
+        patients: Table of patients that is joined to the manifest.
+        sites: Table of site code and institution; see `splits.identity.sites`.
         evidence: What the pixels say; its rows are the tiles sorted by ``tile_id``.
+        embedding: ``(n_tiles, d)`` features of an encoder, rows as in ``evidence``: more soft
+            evidence.
         unit: What a group is before hard links are closed over: ``slide``, ``patient``, ``site``.
             A group never cuts a smaller unit either.
         folds: Number of folds that groups from soft evidence have to allow.
@@ -74,7 +85,10 @@ def identify(
         kind = "unit"
         raise unknown(kind, unit, UNITS)
     table = tile_table.check(tiles)
-    given = manifests.read(manifest) if manifest is not None else None
+    if manifest is None and (columns or patients is not None):
+        message = "columns and a table of patients belong to a manifest, and none is given"
+        raise InputError(message)
+    given = None if manifest is None else manifests.read(manifest, columns, patients)
     notes: list[str] = []
     table, names, report = declare(table, given, rule, notes)
     keep = table["slide_id"].notna().to_numpy()
@@ -88,12 +102,15 @@ def identify(
     if evidence is not None:
         report |= evidence.summary(table["tile_id"].tolist())
         evidence = evidence.of(keep)
+    embedding = None if embedding is None else embedding[keep]
     table = table[keep].reset_index(drop=True)
     confidence = float(table["id_confidence"].min()) if declared else 0.0
     if declared:
         complete(table, notes)
     else:
         _by_file(table)
+    if sites is not None:
+        table["site_id"], report["sites"] = site_maps.merge(table["site_id"], site_maps.read(sites))
     if unit == "site" and table["site_id"].isna().all():
         message = (
             "unit site: neither the manifest nor the names give a site (allowed: site_id there)"
@@ -107,7 +124,7 @@ def identify(
     if not declared:
         _link_content(table, hard)
         if evidence is not None and not is_hard_linked(linked, twins, gaps):
-            coarse = coarsen(hard, evidence.vectors, folds=folds)
+            coarse = coarsen(hard, evidence.vectors, folds=folds, embedding=embedding)
             groups = coarse.group
     n_across, conflicts = _conflicts(table, evidence, unit)
     merges = _close(table, groups, unit)

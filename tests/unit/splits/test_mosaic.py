@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from splits.content.links import Links, components, compose, inverse, join, vector_turned
 from splits.content.mosaic import Assembly, assemble
+from splits.content.squares import in_squares
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -175,6 +176,21 @@ def test_false_seams_within_a_slide_are_cut(seed: int, n_false: int) -> None:
         tuple(links.pairs[c.link]) for c in found.contradictions
     ]
     check_placed(found, truth)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS)
+def test_true_seams_close_squares_and_false_ones_do_not(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    truth = grids(random, (4, 3), (2, 5), (1, 6))
+    true = truth.seams(random)
+    on_a_line = truth.slide[true.pairs[:, 0]] == 2
+    np.testing.assert_array_equal(in_squares(len(truth.slide), true), ~on_a_line)
+    # A false seam at a free edge: the right side of the last column.
+    end, other = truth.tile(0, 3, 1), truth.tile(1, 0, 2)
+    false = truth.lay(end, other, (1, 0), 1.0)
+    found = in_squares(len(truth.slide), join([true, false]))
+    np.testing.assert_array_equal(found, [*~on_a_line, False])
 
 
 @settings(max_examples=40, deadline=None)

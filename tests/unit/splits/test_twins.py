@@ -3,34 +3,38 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from splits.content.links import Links, join
-from splits.content.twins import plant
+from splits.content.twins import plant_copies, plant_seams
 
 
 def texture(seed: int, shape: tuple[int, int] = (96, 96)) -> np.ndarray:
-    noise = np.random.default_rng(seed).normal(size=(*shape, 3))
+    noise = np.random.default_rng(seed).normal(size=(*shape, 1))
     smooth = gaussian_filter(noise, (3, 3, 0))
-    return np.clip(150 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+    return np.clip(150 + np.array([25, 35, 20]) * smooth / smooth.std(), 0, 255).astype(np.uint8)
 
 
 TILES = [texture(seed) for seed in range(5)]
 
 
-def test_every_kind_is_planted_and_numbered_after_the_tiles() -> None:
-    twins = plant(np.array([0, 2, 4]), 5, TILES.__getitem__)
-    assert sorted(twins.kinds) == ["duplicate"] * 3 + ["seam"] * 3 + ["turned"] * 3
-    new = twins.pairs[twins.pairs >= 5]
-    assert sorted(new) == list(range(5, 5 + len(twins.pixels)))
-    assert set(twins.pairs[twins.pairs < 5]) == {0, 2, 4}
+def test_copies_are_numbered_after_the_tiles() -> None:
+    twins = plant_copies(np.array([0, 2, 4]), 5, TILES.__getitem__)
+    assert sorted(twins.kinds) == ["duplicate"] * 3 + ["turned"] * 3
+    assert sorted(twins.pairs[:, 1]) == list(range(5, 5 + len(twins.pixels)))
+    assert set(twins.pairs[:, 0]) == {0, 2, 4}
 
 
-def test_halves_meet_and_their_outer_edges_are_new() -> None:
-    twins = plant(np.array([1]), 5, TILES.__getitem__)
-    left, right = (twins.pixels[row - 5].mean(axis=2) for row in twins.pairs[2])
+def alike(line: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(line, other)[0, 1])
 
-    def alike(line: np.ndarray, other: np.ndarray) -> float:
-        return float(np.corrcoef(line, other)[0, 1])
 
-    assert alike(left[:, -1], right[:, 0]) > 0.9
+@pytest.mark.parametrize("apart", [-2, 0, 2])
+def test_halves_lie_as_the_tiles_do_and_their_outer_edges_are_new(apart: int) -> None:
+    twins = plant_seams(np.array([1]), 5, TILES.__getitem__, apart_px=apart)
+    assert twins.pairs.tolist() == [[5, 6]]
+    left, right = (pixels.mean(axis=2) for pixels in twins.pixels)
+    # The last line before the cut is found again -apart lines into the other half.
+    lines = [alike(left[:, -1], right[:, at]) for at in range(5)]
+    assert max(lines) > 0.85
+    assert np.argmax(lines) == max(-apart - 1, 0)
     tile = TILES[1].mean(axis=2)
     assert abs(alike(left[:, 0], tile[12:-12, 0])) < 0.6
 
@@ -38,27 +42,32 @@ def test_halves_meet_and_their_outer_edges_are_new() -> None:
 def test_no_seam_is_planted_where_the_cut_shows_nothing() -> None:
     plain = np.full((64, 64, 3), 230, np.uint8)
     plain[:20, :20] = 90
-    assert "seam" not in plant(np.array([0]), 1, [plain].__getitem__).kinds
+    assert len(plant_seams(np.array([0]), 1, [plain].__getitem__).kinds) == 0
 
 
 def test_a_twin_counts_when_the_right_search_finds_it() -> None:
-    twins = plant(np.array([0, 1]), 5, TILES.__getitem__)
-    none = twins.found(join([]))
-    assert none == {kind: {"planted": 2, "found": 0} for kind in ("turned", "duplicate", "seam")}
-    rows = [twins.kinds.index("turned"), twins.kinds.index("seam")]
+    rows = np.array([0, 1])
+    copies = plant_copies(rows, 5, TILES.__getitem__)
+    halves = plant_seams(rows, 9, TILES.__getitem__)
+    none = {kind: {"planted": 2, "found": 0} for kind in ("turned", "duplicate")}
+    assert copies.found(join([])) == none
     # A turned copy counts as a duplicate too, a seam only as a seam.
-    links = join([Links.make("duplicate", twins.pairs[rows], [1, 1])])
-    found = twins.found(links)
-    assert (found["turned"]["found"], found["seam"]["found"]) == (1, 0)
-    assert twins.found(Links.make("seam", twins.pairs[rows], [1, 1]))["seam"]["found"] == 1
+    pairs = np.stack([copies.pairs[copies.kinds.index("turned")], halves.pairs[0]])
+    links = Links.make("duplicate", pairs, [1, 1])
+    assert copies.found(links)["turned"]["found"] == 1
+    assert halves.found(links)["seam"]["found"] == 0
+    assert halves.found(Links.make("seam", pairs, [1, 1]))["seam"]["found"] == 1
 
 
 def test_the_sample_is_the_same_each_time_and_blank_sets_plant_nothing() -> None:
-    first, second = (plant(np.arange(5), 5, TILES.__getitem__) for _ in range(2))
-    assert all((a == b).all() for a, b in zip(first.pixels, second.pixels, strict=True))
-    assert len(plant(np.array([], np.int64), 5, TILES.__getitem__).pixels) == 0
+    for plant in (plant_copies, plant_seams):
+        first, second = (plant(np.arange(5), 5, TILES.__getitem__) for _ in range(2))
+        assert all((a == b).all() for a, b in zip(first.pixels, second.pixels, strict=True))
+        assert len(plant(np.array([], np.int64), 5, TILES.__getitem__).pixels) == 0
 
 
 @pytest.mark.parametrize("shape", [(9, 9), (40, 90)])
 def test_odd_tiles_do_no_harm(shape: tuple[int, int]) -> None:
-    assert len(plant(np.array([0]), 1, [texture(0, shape)].__getitem__).pixels) >= 2
+    tiles = [texture(0, shape)]
+    assert len(plant_copies(np.array([0]), 1, tiles.__getitem__).pixels) == 2
+    assert len(plant_seams(np.array([0]), 1, tiles.__getitem__).pixels) in {0, 2}

@@ -34,6 +34,8 @@ SAME = ("TCGA-RD-A8N9-01A-01-TS1", "TCGA-KB-A93J-01A-01-TS1")
 
 
 def jpeg(quality: int) -> Change:
+    """Save and read again."""
+
     def change(tile: Image, _: np.random.Generator) -> Image:
         _, code = cv2.imencode(".jpg", tile[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         return np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1])
@@ -42,10 +44,13 @@ def jpeg(quality: int) -> Change:
 
 
 def gain(tile: Image, random: np.random.Generator) -> Image:
+    """Another brightness of each channel, up to 7 % either way."""
     return np.clip(np.rint(tile * random.uniform(0.93, 1.07, 3)), 0, 255).astype(np.uint8)
 
 
 def resize(side: int) -> Change:
+    """Another size in px."""
+
     def change(tile: Image, _: np.random.Generator) -> Image:
         how = cv2.INTER_AREA if side < len(tile) else cv2.INTER_CUBIC
         return np.asarray(cv2.resize(tile, (side, side), interpolation=how))
@@ -54,6 +59,7 @@ def resize(side: int) -> Change:
 
 
 def turn(tile: Image, random: np.random.Generator) -> Image:
+    """One of the eight turns."""
     return turned(tile, int(random.integers(8)))
 
 

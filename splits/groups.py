@@ -11,8 +11,8 @@ import pandas as pd
 
 from splits import balance as search
 from splits.artifacts import digest
-from splits.errors import InputError, unknown
 from splits.content.links import components
+from splits.errors import InputError, unknown
 
 __all__ = ["BALANCE", "PARTS", "UNITS", "Groups", "regroup", "slide_rows", "text"]
 

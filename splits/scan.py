@@ -218,7 +218,7 @@ def _one_size(rows: list[dict[str, object]]) -> tuple[list[dict[str, object]], S
         raise InputError(message)
     near = [
         all(
-            abs(int(str(row[side])) - px) <= _SAME_PX
+            abs(int(str(row[side])) - int(str(px))) <= _SAME_PX
             for side, px in (("width_px", width), ("height_px", height))
         )
         for row in rows

@@ -18,7 +18,7 @@ from scipy.fft import dctn
 from splits.content.links import Links, turned
 from splits.content.nearest import nearest
 
-__all__ = ["coefficients", "find_turned"]
+__all__ = ["FILL", "coefficients", "find_turned"]
 
 _SIDE: Final = 32
 _WAVES: Final = 8
@@ -26,6 +26,10 @@ _MAX_BITS: Final = 6
 _MIN_NCC: Final = 0.9
 _MIN_CONTRAST: Final = 3.0
 """Standard deviation in grey levels of the kept waves below which a tile is smooth glass."""
+_MIN_SHOWN: Final = 128
+"""Pixels of the 32 x 32 that are compared, at the least."""
+FILL: Final = 12
+"""Grey level up to which a pixel was filled in, as in the corners of a turned image."""
 _NEIGHBOURS: Final = 6
 """The tile itself and five others."""
 _BLOCK: Final = 65_536
@@ -116,4 +120,9 @@ def _invariant(waves: _Floats) -> _Floats:
 
 
 def _correlation(first: _Floats, second: _Floats) -> float:
-    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+    """Normalised cross-correlation where both show something; black corners are no tissue."""
+    shown = cv2.erode(np.uint8((first > FILL) & (second > FILL)), np.ones((5, 5))) > 0
+    one, other = first[shown], second[shown]
+    if one.size < _MIN_SHOWN or min(one.std(), other.std()) < _MIN_CONTRAST:
+        return 0.0
+    return float(np.corrcoef(one, other)[0, 1])

@@ -61,7 +61,7 @@ class Evidence:
     def of(self, keep: npt.NDArray[np.bool_]) -> Evidence:
         """Without some tiles and their links, numbered anew; contradictions are not carried on."""
         row = np.cumsum(keep) - 1
-        inside = keep[self.links.pairs].all(axis=1)
+        inside = np.asarray(keep[self.links.pairs].all(axis=1))
         links = self.links[inside]
         whole = self.assembly
         return replace(
@@ -184,7 +184,7 @@ def gather(
     links = join([copies, altered, find_seams(lines, same=same, lie=lie)])
 
     counts = twins.found(links) | halves.found(links)
-    links = links[(links.pairs < n_tiles).all(axis=1)]
+    links = links[np.asarray((links.pairs < n_tiles).all(axis=1))]
     agree = _agree(signatures.vectors, links.pairs, np.random.default_rng(seed))
     assembly = assemble(n_tiles, links, agree=agree)
     gaps = gap_share(assembly, show_tissue(signatures.lines[:, : len(EDGES)]))
@@ -224,6 +224,6 @@ def _agree(
         return np.zeros(len(pairs), bool)
 
     def distance(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return np.linalg.norm(scaled[rows[:, 0]] - scaled[rows[:, 1]], axis=1)
+        return np.asarray(np.linalg.norm(scaled[rows[:, 0]] - scaled[rows[:, 1]], axis=1))
 
     return distance(pairs) <= np.quantile(distance(sample), _AGREE)

@@ -6,7 +6,7 @@ every single link was found, and the share of linked tiles does not show it. The
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ def gap_share(assembly: Assembly, contrast: npt.NDArray[np.bool_]) -> float:
     np.maximum.at(high, frame, place)
     span = int(high.max()) + 3
 
-    def key(at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def key(at: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         return np.asarray((frame * span + at[:, 0] + 1) * span + at[:, 1] + 1)
 
     held = np.unique(key(place))

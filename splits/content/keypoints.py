@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splits.content.candidates import candidate_pairs
+from splits.content.copies import FILL
 from splits.content.landmarks import grey_levels
 from splits.content.links import Links, join
 
@@ -33,7 +34,6 @@ _SPREAD: Final = 0.03  # of the side: standard deviation of the inliers across t
 _GROWTH: Final = (0.5, 2.0)
 _STRETCH: Final = 1.5  # of one direction over the other: a crop resized to a square
 _NCC: Final = 0.5
-_FILL: Final = 12  # grey level up to which a pixel was filled in
 _STRAIGHT: Final = 0.1  # deviation from a pure turn at which one is tried, as a rate or in radians
 _MOST: Final = 0.8  # share of the inliers that must fit a pure turn and shift
 _SHIFT: Final = 0.05  # of a tile: less is no overlap but a copy
@@ -94,7 +94,7 @@ def _keypoints(pixels: npt.NDArray[np.uint8]) -> _Keypoints:
     n = grey.size // _PX_A_KEYPOINT
     detector = cv2.ORB.create(nfeatures=n, edgeThreshold=15, fastThreshold=_FAST)
     # Staircases along the border of black corners are alike on all tiles turned by one angle.
-    tissue = cv2.erode((grey > _FILL).astype(np.uint8), np.ones((15, 15), np.uint8))
+    tissue = cv2.erode((grey > FILL).astype(np.uint8), np.ones((15, 15), np.uint8))
     points, orb = detector.detectAndCompute(grey, tissue)
     at = np.array([point.pt for point in points], np.float32).reshape(-1, 2)
     return _Keypoints(grey, at, np.empty((0, 32), np.uint8) if orb is None else orb)
@@ -150,7 +150,7 @@ def _correlation(
     """Normalised cross-correlation where both tiles show something."""
     height, width = first.grey.shape
     moved = cv2.warpAffine(second.grey, transform, (width, height), borderValue=0)
-    shown = cv2.erode(((first.grey > _FILL) & (moved > _FILL)).astype(np.uint8), np.ones((5, 5)))
+    shown = cv2.erode(((first.grey > FILL) & (moved > FILL)).astype(np.uint8), np.ones((5, 5)))
     one, other = (cv2.GaussianBlur(image, (0, 0), 2)[shown > 0] for image in (first.grey, moved))
     if one.size == 0 or min(one.std(), other.std()) == 0:
         return 0.0

@@ -96,8 +96,9 @@ def identify(
     coverage = float(keep.mean()) if len(table) else 0.0
     if not declared:
         # A blank tile has no slide. Where all tiles are blank they stay, and the grade is D.
-        no_content = evidence is None or bool(evidence.blank.all())
-        keep = np.ones(len(table), bool) if no_content else ~evidence.blank
+        keep = np.ones(len(table), bool)
+        if evidence is not None and not evidence.blank.all():
+            keep = ~evidence.blank
     left = table.loc[~keep, "tile_id"].tolist()
     if evidence is not None:
         report |= evidence.summary(table["tile_id"].tolist())

@@ -67,6 +67,15 @@ def test_tiles_of_one_kind_are_no_copies() -> None:
     assert len(search(tiles)) == 0
 
 
+def test_equal_black_corners_are_no_copies() -> None:
+    tiles = []
+    for tile in TILES:
+        matrix = cv2.getRotationMatrix2D((48, 48), 22, 1.0)
+        faint = np.clip(225 + (tile.astype(int) - 150) // 30, 0, 255).astype(np.uint8)
+        tiles.append(cv2.warpAffine(faint, matrix, (96, 96)))
+    assert len(search(tiles)) == 0
+
+
 def test_a_shifted_tile_is_no_copy() -> None:
     large = texture(99, 192)
     assert len(search([large[:96, :96], large[:96, 48:144], large[:96, 96:]])) == 0

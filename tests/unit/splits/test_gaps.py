@@ -29,10 +29,10 @@ def grid(
 FULL = [(x, y) for x in range(5) for y in range(4)]
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_full_rectangle_has_no_gap_and_a_hole_has_four_sides(turned: bool) -> None:
+@pytest.mark.parametrize("n_turns", [1, 8])
+def test_a_full_rectangle_has_no_gap_and_a_hole_has_four_sides(n_turns: int) -> None:
     def turns(n: int) -> list[int]:
-        return np.random.default_rng(1).integers(0, 8, n).tolist() if turned else [0] * n
+        return np.random.default_rng(1).integers(0, n_turns, n).tolist()
 
     tissue = np.ones((20, 4), bool)
     assert gap_share(grid(FULL, turns(20))[0], tissue) == 0

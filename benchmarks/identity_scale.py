@@ -1,9 +1,9 @@
 """Time and memory of the search for identity in pixels, against the number of tiles.
 
-    python benchmarks/identity_scale.py 1000 10000 100000
+    [taskset -c 0] python benchmarks/identity_scale.py 1000 10000 100000
 
 Tiles of 250 px are cut from synthetic slides of 32 x 32 tiles (noise of several scales in stain
-colours), stored as JPEG (quality 90) in memory, and shuffled. Printed for each number of tiles:
+colours), stored as JPEG (quality 90), and shuffled. Printed for each number of tiles:
 seconds of the pass over the pixels (decoding included) and tiles a second a core; seconds of the
 searches, and tiles a second a core of the whole; bytes kept a tile; growth of the resident memory;
 links; slides that came back in one piece; components of several slides.
@@ -11,13 +11,14 @@ links; slides that came back in one piece; components of several slides.
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -25,16 +26,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from splits.content.evidence import gather
-from splits.content.signatures import sign
+from splits.content.signatures import n_workers, sign
+from splits.images import read_image
 
 TILE_PX = 250
 SIDE = 32
 OCTAVES = (4, 8, 16, 32, 125, 500)
 
 
-@lru_cache(maxsize=2)
-def slide(number: int) -> list[bytes]:
-    """JPEG files of the tiles of a synthetic slide, row by row."""
+def write_slide(folder: Path, number: int, n_tiles: int) -> None:
+    """Write the first tiles of a synthetic slide, numbered on over all slides."""
     random = np.random.default_rng(number)
     px = SIDE * TILE_PX
     density = np.zeros((px, px, 2), np.float32)
@@ -44,42 +45,41 @@ def slide(number: int) -> list[bytes]:
         density += cv2.resize(noise, (px, px), interpolation=cv2.INTER_CUBIC)
     density = np.clip(0.25 + 0.12 * density, 0, 1.5)
     stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]]) * random.uniform(0.8, 1.2, (2, 3))
-    files = []
-    for row in range(SIDE):
-        band = density[row * TILE_PX : (row + 1) * TILE_PX]
-        colours = np.round(255 * np.exp(-band @ stains.astype(np.float32))).astype(np.uint8)
-        for column in range(SIDE):
-            tile = colours[:, column * TILE_PX : (column + 1) * TILE_PX]
-            files.append(cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
-    return files
+    for tile in range(n_tiles):
+        y, x = (TILE_PX * place for place in divmod(tile, SIDE))
+        part = density[y : y + TILE_PX, x : x + TILE_PX] @ stains.astype(np.float32)
+        colours = np.round(255 * np.exp(-part)).astype(np.uint8)
+        name = str(folder / f"{number * SIDE**2 + tile}.jpg")
+        cv2.imwrite(name, colours[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+def read_row(folder: Path, place: npt.NDArray[np.int64], row: int) -> npt.NDArray[np.uint8]:
+    """Pixels of a tile."""
+    return read_image(folder / f"{place[row]}.jpg")
 
 
 def measure(n_tiles: int) -> str:
     """One line of the table."""
-    files: list[bytes] = []
-    for number in range(-(-n_tiles // SIDE**2)):
-        files += slide(number)
-    files = files[:n_tiles]
-    place = np.random.default_rng(0).permutation(n_tiles)
-
-    def read(row: int) -> npt.NDArray[np.uint8]:
-        stored = np.frombuffer(files[place[row]], np.uint8)
-        return np.asarray(cv2.imdecode(stored, cv2.IMREAD_COLOR), np.uint8)
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    signatures = sign(read, n_tiles)
-    looked = time.perf_counter() - start
-    evidence = gather([None] * n_tiles, read, signatures)
-    whole = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(-(-n_tiles // SIDE**2)):
+            write_slide(folder, number, min(SIDE**2, n_tiles - number * SIDE**2))
+        place = np.random.default_rng(0).permutation(n_tiles)
+        read = partial(read_row, folder, place)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.perf_counter()
+        signatures = sign(read, n_tiles)
+        looked = time.perf_counter() - start
+        evidence = gather([None] * n_tiles, read, signatures)
+        whole = time.perf_counter() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     truth, component = place // SIDE**2, evidence.assembly.component
     mixed = int((pd.Series(truth).groupby(component).nunique() > 1).sum())
     n_pieces = pd.Series(component).groupby(truth).nunique()
-    cores = os.cpu_count() or 1
+    n_cores = n_workers(n_tiles)
     return (
-        f"| {n_tiles:,} | {looked:.1f} | {n_tiles / looked / cores:.0f} | {whole - looked:.1f} "
-        f"| {n_tiles / whole / cores:.0f} | {signatures.nbytes / n_tiles:.0f} | {grown:.0f} "
+        f"| {n_tiles:,} | {looked:.1f} | {n_tiles / looked / n_cores:.0f} | {whole - looked:.1f} "
+        f"| {n_tiles / whole / n_cores:.0f} | {signatures.nbytes / n_tiles:.0f} | {grown:.0f} "
         f"| {int(evidence.assembly.used.sum()):,} | {(n_pieces == 1).sum()} of {len(n_pieces)} "
         f"| {mixed} |"
     )

@@ -33,7 +33,7 @@ from splits.artifacts import (
     write_table,
 )
 from splits.content.evidence import Evidence, gather
-from splits.content.signatures import Signatures, sign
+from splits.content.signatures import FORM, Signatures, sign
 from splits.errors import InputError, NegativeVerdictError, unknown
 from splits.identity import embedding as embeddings
 from splits.identity import identify as identify_tiles
@@ -159,12 +159,8 @@ def _evidence(
         return None
     pixels = tiles.pixels_digest(table)
     names = table["tile_id"].tolist()
-    root = data_root(run, config)
-
-    def read(row: int) -> npt.NDArray[np.uint8]:
-        return read_tile(root, names[row])
-
-    kept = run / "cache" / f"signatures-{pixels}.npz"
+    read = partial(_read_row, data_root(run, config), names)
+    kept = run / "cache" / f"signatures-{FORM}-{pixels}.npz"
     if not kept.exists():
         for stale in kept.parent.glob("signatures-*.npz"):
             stale.unlink()
@@ -176,6 +172,10 @@ def _evidence(
     for name, content in zip(_CONTENT_TABLES, (links, layout), strict=True):
         write_table(run / name, content, {"pixels": pixels})
     return evidence
+
+
+def _read_row(root: Path, names: Sequence[str], row: int) -> npt.NDArray[np.uint8]:
+    return read_tile(root, names[row])
 
 
 def split(run: Path, config: Config) -> folds.Split:

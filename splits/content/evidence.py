@@ -40,7 +40,7 @@ class Evidence:
         links: All links that a search found.
         assembly: Which of them hold, the components, and the place of each tile.
         blank: ``(n_tiles,)`` tiles that show no tissue, or a speck that nothing ties to any.
-        vectors: ``(n_tiles, dim)`` float32, the soft evidence.
+        vectors: ``(n_tiles, dim)``, the soft evidence.
         twins: By kind, how many twins were ``planted`` and ``found``.
         gaps: Share of the edges inside the components that miss their neighbour.
     """
@@ -48,7 +48,7 @@ class Evidence:
     links: Links
     assembly: Assembly
     blank: npt.NDArray[np.bool_]
-    vectors: npt.NDArray[np.float32]
+    vectors: npt.NDArray[np.floating]
     twins: dict[str, dict[str, int]]
     gaps: float
 
@@ -213,17 +213,21 @@ def identical(sha256: Sequence[str | None], blank: npt.NDArray[np.bool_]) -> Lin
 
 
 def _agree(
-    vectors: npt.NDArray[np.float32], pairs: npt.NDArray[np.int64], random: np.random.Generator
+    vectors: npt.NDArray[np.floating], pairs: npt.NDArray[np.int64], random: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
     """Whether the two tiles of each pair look as much alike as few random pairs do."""
-    scale = vectors.std(axis=0, dtype=np.float64)
-    scaled = (vectors / np.where(scale > 0, scale, 1)).astype(np.float32)
+    scale = vectors.std(axis=0, dtype=np.float64).astype(np.float32)
+    scale[scale == 0] = 1
     sample = random.integers(0, len(vectors), (_N_SAMPLED, 2))
     sample = sample[sample[:, 0] != sample[:, 1]]
     if len(sample) == 0:
         return np.zeros(len(pairs), bool)
 
     def distance(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return np.asarray(np.linalg.norm(scaled[rows[:, 0]] - scaled[rows[:, 1]], axis=1))
+        result = np.empty(len(rows), np.float32)
+        for at in range(0, len(rows), _N_SAMPLED):
+            one, other = (vectors[side].astype("f4") for side in rows[at : at + _N_SAMPLED].T)
+            result[at : at + _N_SAMPLED] = np.linalg.norm((one - other) / scale, axis=1)
+        return result
 
-    return distance(pairs) <= np.quantile(distance(sample), _AGREE)
+    return np.asarray(distance(pairs) <= np.quantile(distance(sample), _AGREE))

@@ -143,7 +143,8 @@ def _peaks(strength: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         cv2.dilate(level, np.ones((3, 3), np.uint8), dst=around)
     inside = np.s_[1:-1, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     peak = (strength[inside] >= highest[inside]) & (strength[inside] > _FAINT)
-    level, row, column = np.nonzero(peak)
+    # Far faster than `nonzero` of three dimensions.
+    level, row, column = np.unravel_index(np.flatnonzero(peak), peak.shape)
     at = np.stack([level + 1, row + _MARGIN, column + _MARGIN])
     value = strength[tuple(at)]
     finer, coarser = (highest[at[0] + step, at[1], at[2]] for step in (-1, 1))

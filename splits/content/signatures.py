@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +20,18 @@ from splits.content.copies import coefficients
 from splits.content.landmarks import landmarks
 from splits.content.seams import edge_lines
 
-__all__ = ["BLANK_STD", "Signatures", "is_blank", "is_faint", "sign"]
+__all__ = ["BLANK_STD", "FORM", "Signatures", "is_blank", "is_faint", "n_workers", "sign"]
+
+FORM: Final = 2
+"""Version of what is kept: raised whenever a signature changes, so that none is read again."""
 
 BLANK_STD: Final = 2.0
 """Standard deviation of the grey levels (0 to 255) below which a tile shows no tissue."""
 _SPECK: Final = 0.02
 """Share of the pixels, the darkest, that may be dust on glass."""
 _CHUNK: Final = 64
+_FEW: Final = 2000
+"""Tiles that are looked at sooner than other processes have started."""
 Image = npt.NDArray[np.uint8]
 
 
@@ -38,7 +45,7 @@ class Signatures:
         lines: `splits.content.seams.edge_lines`.
         coefficients: `splits.content.copies.coefficients`.
         landmarks: `splits.content.landmarks.landmarks`.
-        vectors: `splits.content.colour.vector`, float32.
+        vectors: `splits.content.colour.vector`, as float16.
     """
 
     blank: npt.NDArray[np.bool_]
@@ -46,7 +53,7 @@ class Signatures:
     lines: npt.NDArray[np.uint8]
     coefficients: npt.NDArray[np.float16]
     landmarks: npt.NDArray[np.uint8]
-    vectors: npt.NDArray[np.float32]
+    vectors: npt.NDArray[np.float16]
 
     def __len__(self) -> int:
         return len(self.blank)
@@ -77,7 +84,8 @@ class Signatures:
 
 def is_blank(pixels: Image) -> bool:
     """Whether an image ``(height, width, 3)`` shows no tissue."""
-    return bool(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).std() < BLANK_STD)
+    _, deviation = cv2.meanStdDev(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+    return bool(deviation[0, 0] < BLANK_STD)
 
 
 def is_faint(pixels: Image) -> bool:
@@ -97,29 +105,51 @@ def sign(
     """Look once at the pixels of every tile.
 
     Args:
-        read: Gives the pixels of a tile, ``(height, width, 3)`` uint8 RGB, by its row number.
+        read: Gives the pixels of a tile, ``(height, width, 3)`` uint8 RGB, by its row number. For
+            2,000 tiles or more it is sent to other processes, so it has to be picklable.
         n_tiles: Number of tiles.
         progress: Called with the number of tiles just done.
     """
+    chunks = [range(at, min(at + _CHUNK, n_tiles)) for at in range(0, n_tiles, _CHUNK)]
+    workers = n_workers(n_tiles)
     parts = []
-    # OpenCV's own threads would compete with ours for the cores.
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            for part in pool.map(
-                lambda start: _part(read, range(start, min(start + _CHUNK, n_tiles))),
-                range(0, max(n_tiles, 1), _CHUNK),
-            ):
-                parts.append(part)
-                if progress is not None:
-                    progress(len(part))
-    finally:
-        cv2.setNumThreads(threads)
+    with ExitStack() as stack:
+        found: Iterable[Signatures] = (_part(read, rows) for rows in chunks)
+        if workers > 1:
+            # Threads gain nothing: most of the work is small calls, which hold the interpreter's
+            # lock. Only a new interpreter is safe beside the threads of other libraries.
+            context = get_context("spawn")
+            pool = ProcessPoolExecutor(workers, context, _start, (read,))
+            found = stack.enter_context(pool).map(_part_of_worker, chunks)
+        for part in found:
+            parts.append(part)
+            if progress is not None:
+                progress(len(part))
     names = [column.name for column in fields(Signatures)]
     return Signatures(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     )
+
+
+def n_workers(n_tiles: int) -> int:
+    """Processes that look at so many tiles: one a core that may be used, or this one alone."""
+    if n_tiles < _FEW:
+        return 1
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+
+
+_READ: list[Callable[[int], Image]] = []
+"""What reads tiles in a worker: one process, one data set."""
+
+
+def _start(read: Callable[[int], Image]) -> None:
+    cv2.setNumThreads(1)
+    _READ[:] = [read]
+
+
+def _part_of_worker(rows: range) -> Signatures:
+    return _part(_READ[0], rows)
 
 
 def _part(read: Callable[[int], Image], rows: range) -> Signatures:
@@ -131,7 +161,7 @@ def _part(read: Callable[[int], Image], rows: range) -> Signatures:
             edge_lines(image),
             coefficients(image),
             landmarks(image),
-            vector(image),
+            vector(image).astype(np.float16),
         )
         for image in images
     ]

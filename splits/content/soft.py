@@ -142,7 +142,7 @@ def coarsen(
             f"(at least {_ENOUGH} are needed to learn what a slide looks like)"
         )
         return Coarse(component, as_they_are, target, reason, ())
-    blocks = vectors if embedding is None else _beside(vectors, embedding)
+    blocks = vectors.astype(np.float32) if embedding is None else _beside(vectors, embedding)
     signature = learn(blocks, component)
     graph = likely_pairs(signature)
     merges = _merges(signature, graph, sizes, floor, largest)

@@ -134,17 +134,13 @@ def identify(
     run: Run,
     manifest: Annotated[Path | None, typer.Option(help="Table of ids by tile or slide.")] = None,
     columns: Annotated[str | None, typer.Option(help="Its columns, as for split.")] = None,
-    patients: Annotated[
-        Path | None, typer.Option(help="Table of patients, joined to the manifest.")
-    ] = None,
+    patients: Annotated[Path | None, typer.Option(help="Patients, joined to it.")] = None,
     sites: Annotated[Path | None, typer.Option(help="Table: site code, institution.")] = None,
     rule: Annotated[str | None, typer.Option(help="Grammar or regex.")] = None,
     content: Annotated[
         bool | None, typer.Option(help="Look for copies, overlaps and seams in the pixels.")
     ] = None,
-    embedding: Annotated[
-        Path | None, typer.Option(help="Features of all tiles: npz, parquet or npy.")
-    ] = None,
+    embedding: Annotated[Path | None, typer.Option(help="Features of the tiles (npz).")] = None,
     truth: Annotated[Path | None, typer.Option(help="True ids, for scoring only.")] = None,
     json: Json = False,
 ) -> None:

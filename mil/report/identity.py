@@ -44,8 +44,8 @@ _SPLIT: Final = {
     "pixels.",
     "C": "Call a split on these groups what it is, a split on reconstructed groups of grade C, "
     "with the estimated leakage beside every score; never plainly slide-level.",
-    "D": "A split on it would be a tile-level split: Slidewise refuses to make one under another "
-    "name.",
+    "D": "Slidewise refuses to split on it: that would be a tile-level split under another "
+    "name, or leak nearly like one.",
 }
 _FACTS: Final = {
     "n": "joined components",

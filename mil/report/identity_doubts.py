@@ -44,6 +44,7 @@ def conflicts(
         entry["ids"] = [str(name) for name in row["ids"]]
     merges = report.get("merges") or []
     return {
+        "declared": bool(report.get("coverage")),
         "conflicts": shown,
         "n_conflicts": len(entries),
         "more_conflicts": tables.grid(

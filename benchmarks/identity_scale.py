@@ -58,20 +58,22 @@ def read_row(folder: Path, place: npt.NDArray[np.int64], row: int) -> npt.NDArra
     return read_image(folder / f"{place[row]}.jpg")
 
 
-def measure(n_tiles: int) -> str:
+def write_slides(folder: Path, n_tiles: int) -> None:
+    """Write that many tiles."""
+    for number in range(-(-n_tiles // SIDE**2)):
+        write_slide(folder, number, min(SIDE**2, n_tiles - number * SIDE**2))
+
+
+def measure(folder: Path, n_tiles: int) -> str:
     """One line of the table."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for number in range(-(-n_tiles // SIDE**2)):
-            write_slide(folder, number, min(SIDE**2, n_tiles - number * SIDE**2))
-        place = np.random.default_rng(0).permutation(n_tiles)
-        read = partial(read_row, folder, place)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.perf_counter()
-        signatures = sign(read, n_tiles)
-        looked = time.perf_counter() - start
-        evidence = gather([None] * n_tiles, read, signatures)
-        whole = time.perf_counter() - start
+    place = np.random.default_rng(0).permutation(n_tiles)
+    read = partial(read_row, folder, place)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    signatures = sign(read, n_tiles)
+    looked = time.perf_counter() - start
+    evidence = gather([None] * n_tiles, read, signatures)
+    whole = time.perf_counter() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     truth, component = place // SIDE**2, evidence.assembly.component
     mixed = int((pd.Series(truth).groupby(component).nunique() > 1).sum())
@@ -92,10 +94,12 @@ def main() -> None:
         "| memory, MB | links used | slides in one piece | mixed components |"
     )
     print("|" + "---|" * 10)
-    # A process of its own each: the largest memory of a process never falls.
+    # A process of its own for each step: the largest memory of a process never falls.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for line in pool.map(measure, [int(text) for text in sys.argv[1:]]):
-            print(line, flush=True)
+        for n_tiles in (int(text) for text in sys.argv[1:]):
+            with tempfile.TemporaryDirectory() as name:
+                pool.submit(write_slides, Path(name), n_tiles).result()
+                print(pool.submit(measure, Path(name), n_tiles).result(), flush=True)
 
 
 if __name__ == "__main__":

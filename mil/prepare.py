@@ -34,7 +34,7 @@ from splits.artifacts import (
 )
 from splits.content.evidence import Evidence, gather
 from splits.content.signatures import FORM, Signatures, sign
-from splits.errors import InputError, NegativeVerdictError, unknown
+from splits.errors import InputError, NegativeVerdictError
 from splits.identity import embedding as embeddings
 from splits.identity import identify as identify_tiles
 from splits.images import read_tile
@@ -132,12 +132,16 @@ def identify(
         embedding=embedding,
         unit=config.split.unit,
         folds=config.split.folds,
+        classes=config.data.classes,
         truth=truth,
     )
     left = [("tile", name, "its name carries no identity") for name in report["unidentified"]]
     left += [("tile", name, "blank: nothing ties it to a slide") for name in report["blank"]]
-    identified, other = _keep_classes(identified, config.data.classes)
-    ledger.record(run, "identify", left + other)
+    left += [
+        ("tile", name, f"its class {label!r} is not in data.classes")
+        for name, label in report.pop("other_classes")
+    ]
+    ledger.record(run, "identify", left)
     tiles.slides(identified)
     digests_table = {
         **digests_of(scanned),
@@ -159,7 +163,8 @@ def _evidence(
         return None
     pixels = tiles.pixels_digest(table)
     names = table["tile_id"].tolist()
-    read = partial(_read_row, data_root(run, config), names)
+    # An array of text is shared with other processes, a list would be copied to them.
+    read = partial(_read_row, data_root(run, config), np.array(names))
     kept = run / "cache" / f"signatures-{FORM}-{pixels}.npz"
     if not kept.exists():
         for stale in kept.parent.glob("signatures-*.npz"):
@@ -174,8 +179,8 @@ def _evidence(
     return evidence
 
 
-def _read_row(root: Path, names: Sequence[str], row: int) -> npt.NDArray[np.uint8]:
-    return read_tile(root, names[row])
+def _read_row(root: Path, names: npt.NDArray[np.str_], row: int) -> npt.NDArray[np.uint8]:
+    return read_tile(root, str(names[row]))
 
 
 def split(run: Path, config: Config) -> folds.Split:
@@ -275,24 +280,6 @@ def read_tiles(run: Path) -> pd.DataFrame:
         message = f"{path} has no slide identity: run `slidewise identify {run}` first"
         raise InputError(message)
     return tiles.check(read_table(path))
-
-
-def _keep_classes(
-    table: pd.DataFrame, classes: tuple[str, ...] | None
-) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
-    if classes is None:
-        return table, []
-    found = set(table["slide_label"].dropna())
-    kind = "class in data.classes:"
-    for name in classes:
-        if name not in found:
-            raise unknown(kind, name, found)
-    keep = table["slide_label"].isin(classes)
-    other = [
-        ("tile", name, f"its class {label!r} is not in data.classes")
-        for name, label in table.loc[~keep, ["tile_id", "slide_label"]].itertuples(index=False)
-    ]
-    return table[keep].reset_index(drop=True), other
 
 
 def _require_labels(slides: pd.DataFrame) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from joblib import Parallel, delayed
 
 from splits.content.colour import vector
 from splits.content.copies import coefficients
@@ -111,20 +109,17 @@ def sign(
         progress: Called with the number of tiles just done.
     """
     chunks = [range(at, min(at + _CHUNK, n_tiles)) for at in range(0, n_tiles, _CHUNK)]
-    workers = n_workers(n_tiles)
+    found: Iterable[Signatures] = (_part(read, rows) for rows in chunks)
+    if n_workers(n_tiles) > 1:
+        # Threads gain nothing: most of the work is small calls, which hold the interpreter's lock.
+        # joblib's processes need no guard in the user's script and are safe beside other threads.
+        work = (delayed(_part_alone)(read, rows) for rows in chunks)
+        found = Parallel(n_workers(n_tiles), return_as="generator")(work)
     parts = []
-    with ExitStack() as stack:
-        found: Iterable[Signatures] = (_part(read, rows) for rows in chunks)
-        if workers > 1:
-            # Threads gain nothing: most of the work is small calls, which hold the interpreter's
-            # lock. Only a new interpreter is safe beside the threads of other libraries.
-            context = get_context("spawn")
-            pool = ProcessPoolExecutor(workers, context, _start, (read,))
-            found = stack.enter_context(pool).map(_part_of_worker, chunks)
-        for part in found:
-            parts.append(part)
-            if progress is not None:
-                progress(len(part))
+    for part in found:
+        parts.append(part)
+        if progress is not None:
+            progress(len(part))
     names = [column.name for column in fields(Signatures)]
     return Signatures(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
@@ -139,17 +134,9 @@ def n_workers(n_tiles: int) -> int:
     return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
-_READ: list[Callable[[int], Image]] = []
-"""What reads tiles in a worker: one process, one data set."""
-
-
-def _start(read: Callable[[int], Image]) -> None:
+def _part_alone(read: Callable[[int], Image], rows: range) -> Signatures:
     cv2.setNumThreads(1)
-    _READ[:] = [read]
-
-
-def _part_of_worker(rows: range) -> Signatures:
-    return _part(_READ[0], rows)
+    return _part(read, rows)
 
 
 def _part(read: Callable[[int], Image], rows: range) -> Signatures:

@@ -5,7 +5,7 @@ Pixels may merge declared groups and never split them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ def identify(
     embedding: npt.NDArray[np.floating] | None = None,
     unit: str = "patient",
     folds: int = 5,
+    classes: Sequence[str] | None = None,
     truth: Path | None = None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Fill the identity columns of a tile table and say where every id comes from.
@@ -69,17 +70,20 @@ def identify(
         unit: What a group is before hard links are closed over: ``slide``, ``patient``, ``site``.
             A group never cuts a smaller unit either.
         folds: Number of folds that groups from soft evidence have to allow.
+        classes: Labels to keep. What pixels tie together stays one group, even where the tiles
+            between are of another class.
         truth: CSV with ``path, slide_id, patient_id``, for scoring only.
 
     Returns:
         The tile table, without the tiles that nothing ties to a slide, and the report
         (``identity.json``), which lists those under ``unidentified`` (the accepted rule says
-        nothing about the name) and ``blank`` (where content is the only evidence). With grade ``D``
-        there is no slide-level identity: refuse to split on it.
+        nothing about the name), ``blank`` (where content is the only evidence) and
+        ``other_classes`` (pairs of tile and label). With grade ``D`` there is no slide-level
+        identity: refuse to split on it.
 
     Raises:
-        InputError: A wrong rule, unit, manifest or truth; a slide with two labels, patients or
-            sites; ``unit="site"`` where nothing gives a site.
+        InputError: A wrong rule, unit, class, manifest or truth; a slide with two labels, patients
+            or sites; ``unit="site"`` where nothing gives a site.
     """
     if unit not in UNITS:
         kind = "unit"
@@ -110,6 +114,12 @@ def identify(
         complete(table, notes)
     else:
         _by_file(table)
+    other = ~_of_classes(table, classes)
+    if other.any():
+        left_out = table.loc[other, ["tile_id", "slide_label"]].astype(object)
+        table = table[~other].reset_index(drop=True)
+        evidence = None if evidence is None else evidence.of(~other)
+        embedding = None if embedding is None else embedding[~other]
     if sites is not None:
         table["site_id"], report["sites"] = site_maps.merge(table["site_id"], site_maps.read(sites))
     if unit == "site" and table["site_id"].isna().all():
@@ -160,10 +170,23 @@ def identify(
         "candidates": list(names.candidates),
         "unidentified": left if declared else [],
         "blank": [] if declared else left,
+        "other_classes": left_out.to_numpy().tolist() if other.any() else [],
     }
     if truth is not None:
         report["scores"] = score(result, read_csv(truth), seed=0)
     return result, report
+
+
+def _of_classes(table: pd.DataFrame, classes: Sequence[str] | None) -> npt.NDArray[np.bool_]:
+    """Tiles whose label is one of the classes."""
+    if classes is None:
+        return np.ones(len(table), bool)
+    found = set(table["slide_label"].dropna())
+    kind = "class in data.classes:"
+    for name in classes:
+        if name not in found:
+            raise unknown(kind, name, found)
+    return np.asarray(table["slide_label"].isin(classes), bool)
 
 
 def _leakage(coarse: Coarse) -> dict[str, Any]:

@@ -76,6 +76,16 @@ def test_equal_black_corners_are_no_copies() -> None:
     assert len(search(tiles)) == 0
 
 
+def test_a_spot_in_one_corner_of_the_glass_is_no_copy() -> None:
+    rows, columns = np.mgrid[:96, :96]
+    corner = np.hypot(rows - 96, columns)[:, :, None]
+    tiles = []
+    for tile in TILES:
+        spot = corner + (tile[..., :1].astype(float) - 150) / 8 < 24
+        tiles.append(np.where(spot, tile // 2, 235 + (tile % 5)).astype(np.uint8))
+    assert len(search(tiles)) == 0
+
+
 def test_a_shifted_tile_is_no_copy() -> None:
     large = texture(99, 192)
     assert len(search([large[:96, :96], large[:96, 48:144], large[:96, 96:]])) == 0

@@ -260,6 +260,25 @@ def test_blank_tiles_leave_where_content_is_the_only_evidence() -> None:
     assert (len(everything), report["grade"], report["blank"]) == (40, "D", [])
 
 
+def test_other_classes_leave_and_what_pixels_tie_stays_tied() -> None:
+    table = _table(_tcga())
+    # Patients 0 and 2 of class c0 are tied through a tile of patient 1, of class c1.
+    table.loc[[0, 16], "sha256"] = ["one", "two"]
+    middle = table.index[table["patient_id"].isna() & (table["slide_label"] == "c1")][0]
+    links = Links.make("duplicate", [(0, middle), (middle, 8)], [0.9, 0.9])
+    everything, report = identify(table, evidence=_pixels(table, links))
+    assert (report["grade"], report["other_classes"]) == ("C", [])
+    found, report = identify(table, evidence=_pixels(table, links), classes=["c0"])
+    assert set(found["slide_label"]) == {"c0"}
+    assert len(found) + len(report["other_classes"]) == len(everything)
+    assert {label for _, label in report["other_classes"]} == {"c1"}
+    assert found["group_id"].nunique() == 2
+    # No link between two kept ids is left that could contradict them.
+    assert (report["grade"], report["conflicts"]) == ("A", [])
+    with pytest.raises(InputError, match="c0"):
+        identify(table, classes=["c3"])
+
+
 def test_row_order_does_not_matter() -> None:
     table = _table([*_tcga(), "c0/odd.jpg"])
     table.loc[47, "sha256"] = table.loc[2, "sha256"]

@@ -75,8 +75,9 @@ class Identity(_Section):
     """Table of site code and institution: sites of one institution become one."""
     content: bool = True
     """Look for copies, overlaps and seams in the pixels."""
-    embedding: Path | None = None
-    """Features of all tiles (npz, parquet or npy): more soft evidence where ids are missing."""
+    embedding: Path | Literal["encoder"] | None = None
+    """More soft evidence where ids are missing: a file of features of all tiles (npz, parquet or
+    npy), or ``encoder``: the published weights of ``encoder`` on the RGB pixels."""
 
     @model_validator(mode="after")
     def _embedding_needs_content(self) -> Identity:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 
+from mil import devices
 from mil.config import Config
 from mil.data import cache
+from mil.data.images import decode, in_threads
 from mil.data.store import Features, open_features, save_features
-from mil.encoders import TileEncoder
+from mil.encoders import TileEncoder, create
 from mil.encoders.augment import centre_view
-from mil.prepare import Progress, data_root, read_tiles
+from mil.prepare import EMBEDDING, Progress, data_root, read_tiles
 from splits.artifacts import (
     atomic,
     digest,
@@ -32,7 +36,7 @@ from splits.artifacts import (
 )
 from splits.errors import InputError
 
-__all__ = ["embed", "features", "fold_meta", "pixels", "read_features"]
+__all__ = ["embed", "embed_scanned", "features", "fold_meta", "pixels", "read_features"]
 
 _BATCH = 64
 
@@ -93,6 +97,53 @@ def embed(
             view = centre_view(block.to(fabric.device), image_px)
             result[start : start + len(view)] = encoder.embed(view).float().cpu().numpy()
     return result
+
+
+def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -> None:
+    """Write what the published weights of the encoder say of every scanned tile, in RGB.
+
+    It is made before anything is known of slides, so there are no stain channels yet.
+
+    Raises:
+        InputError: Nothing was scanned, or the encoder has no published weights.
+    """
+    settings, scanned = config.encoder, run / "cache" / "scan.parquet"
+    if not (settings.pretrained or settings.checkpoint):
+        message = (
+            "identity.embedding=encoder needs weights: set encoder.checkpoint or encoder.pretrained"
+        )
+        raise InputError(message)
+    if not scanned.exists():
+        message = f"{run} holds no tile table: run `slidewise scan ROOT --out {run}` first"
+        raise InputError(message)
+    names = read_table(scanned)["tile_id"].tolist()
+    fields = {"name", "args", "image_px", "pretrained", "checkpoint"}
+    made_from = digest([digests_of(scanned), settings.model_dump(mode="json", include=fields)])
+    path = run / EMBEDDING
+    if path.exists() and str(np.load(path)["made_from"]) == made_from:
+        return
+    encoder = create(
+        settings.name,
+        n_channels=3,
+        n_classes=1,
+        image_px=settings.image_px,
+        pretrained=settings.pretrained,
+        checkpoint=settings.checkpoint,
+        args=settings.args,
+    )
+    fabric = devices.fabric(config.compute)
+    advance = progress("embedding", len(names)) if progress else None
+    read = partial(decode, data_root(run, config), size_px=settings.image_px)
+    images = in_threads(read, names, config.compute.threads)
+    parts = []
+    while block := list(islice(images, _BATCH)):
+        tiles = np.stack(block).transpose(0, 3, 1, 2)
+        parts.append(embed(encoder, tiles, settings.image_px, fabric))
+        if advance is not None:
+            advance(len(block))
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        x = np.concatenate(parts)
+        np.savez(file, tile_id=np.array(names), x=x, made_from=np.array(made_from))
 
 
 def features(

@@ -42,6 +42,7 @@ from splits.scan import list_folder
 from splits.scan import scan as scan_folder
 
 __all__ = [
+    "EMBEDDING",
     "Progress",
     "audit",
     "audit_files",
@@ -55,6 +56,8 @@ __all__ = [
     "split_table",
 ]
 
+EMBEDDING = Path("cache", "embedding.npz")
+"""What ``identity.embedding=encoder`` says of every scanned tile, in a run folder."""
 _CONTENT_TABLES = ("links.parquet", "layout.parquet")
 Progress = Callable[[str, int], Callable[[int], object]]
 
@@ -104,10 +107,13 @@ def identify(
         raise InputError(message)
     table = read_table(scanned)
     given, manifest = config.identity, manifest_of(run, config)
-    files = (manifest, given.patients, given.sites, given.embedding, truth)
+    features = given.embedding
+    if features == "encoder":
+        features = run / EMBEDDING
+    files = (manifest, given.patients, given.sites, features, truth)
     settings = {
         "identity": given.model_dump(mode="json"),
-        "files": [_content(path) for path in files],
+        "files": [_content(path and Path(path)) for path in files],
         "unit": config.split.unit,
         "folds": config.split.folds,
         "classes": config.data.classes,
@@ -118,8 +124,8 @@ def identify(
     ):
         return read_json(run / "identity.json")
     embedding = None
-    if given.embedding is not None:
-        embedding = embeddings.read(given.embedding, table["tile_id"].tolist())
+    if features is not None:
+        embedding = embeddings.read(Path(features), table["tile_id"].tolist())
     evidence = _evidence(run, config, table, progress)
     identified, report = identify_tiles(
         table,

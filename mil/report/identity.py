@@ -89,6 +89,10 @@ def identify_run(
     progress: prepare.Progress | None = None,
 ) -> dict[str, Any]:
     """Identity of every tile (:func:`mil.prepare.identify`) and the page that shows it."""
+    if config.identity.embedding == "encoder":
+        from mil import encode  # the only part that needs torch
+
+        encode.embed_scanned(run, config, progress)
     found = prepare.identify(run, config, truth, progress)
     page, made_from = run / "identity.html", run / "identity.json"
     if not page.exists() or page.stat().st_mtime_ns < made_from.stat().st_mtime_ns:

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
+import timm
+import yaml
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -192,16 +195,33 @@ def test_blank_tiles_and_a_single_tile_link_nothing(tmp_path: Path, capsys: Say)
 def test_features_are_evidence_where_ids_are_missing(tmp_path: Path, capsys: Say) -> None:
     root = tmp_path / "data"
     random = np.random.default_rng(0)
-    for number in range(30):
+    for number in range(45):
         name = f"{random.integers(16**8):08x}.png"
         save(texture(number, 128)[:, :64], root / "ab"[number % 2] / f"0{name}")
         save(texture(number, 128)[:, 64:], root / "ab"[number % 2] / f"f{name}")
     run = tmp_path / "r"
     assert call("scan", root, "--out", run) == 0
     tile_ids = pd.read_parquet(run / "tiles.parquet")["tile_id"].tolist()
-    np.savez(tmp_path / "x.npz", tile_id=np.array(tile_ids[1:]), x=random.random((59, 8)))
+    np.savez(tmp_path / "x.npz", tile_id=np.array(tile_ids[1:]), x=random.random((89, 8)))
     ask = ["identify", run, "--embedding", tmp_path / "x.npz"]
-    assert "lacks 1 of 60 tiles" in fails(capsys, 2, *ask)
-    np.savez(tmp_path / "x.npz", tile_id=np.array(tile_ids), x=random.random((60, 8)))
+    assert "lacks 1 of 90 tiles" in fails(capsys, 2, *ask)
+    np.savez(tmp_path / "x.npz", tile_id=np.array(tile_ids), x=random.random((90, 8)))
     assert call(*ask) == 0
+    before = json.loads((run / "identity.json").read_text())["leakage"]["curve"]
+    # The encoder's own weights do as well as a file, and are applied once.
+    weights = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(timm.create_model("resnet10t").state_dict(), weights)
+    assert "needs weights" in fails(capsys, 2, "identify", run, "--embedding", "encoder")
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    stored["encoder"] |= {"name": "resnet10t", "checkpoint": str(weights), "image_px": 64}
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert call("identify", run, "--embedding", "encoder") == 0
+    assert json.loads((run / "identity.json").read_text())["leakage"]["curve"] != before
+    made = np.load(run / "cache" / "embedding.npz")
+    assert made["tile_id"].tolist() == tile_ids
+    assert made["x"].shape == (90, 512)
+    stamp = (run / "cache" / "embedding.npz").stat().st_mtime_ns
+    (run / "identity.json").unlink()
+    assert call("identify", run) == 0
+    assert (run / "cache" / "embedding.npz").stat().st_mtime_ns == stamp
     assert "belong to a manifest" in fails(capsys, 2, "identify", run, "--columns", "slide_id=x")

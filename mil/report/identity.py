@@ -40,8 +40,8 @@ _MEANING: Final = {
 _SPLIT: Final = {
     "A": "A split on these groups may be called {unit}-level.",
     "B": "A split on these groups may be called slide-level, reconstructed from pixels; "
-    "patient-level only as far as declared ids go, since two slides of one patient share no "
-    "pixels.",
+    "patient-level only as far as declared ids go. Two slides of one patient share no pixels, "
+    "nor do regions of one slide that lie apart.",
     "C": "Call a split on these groups what it is, a split on reconstructed groups of grade C, "
     "with the estimated leakage beside every score; never plainly slide-level.",
     "D": "Slidewise refuses to split on it: that would be a tile-level split under another "

@@ -72,7 +72,7 @@ def grade(
         f"misses the neighbour at {gaps:.1%} of the inner edges"
     )
     if is_hard_linked(linked, twins, gaps):
-        return "B", f"no declared id, but {shares}"
+        return "B", f"no declared id, but {shares}; regions that lie apart stay apart"
     lacking = f"neither a manifest nor the names say which slide a tile comes from; {shares}"
     if coarse is None:
         advice = "a group a file would be a tile-level split; give a manifest or a rule"

@@ -197,15 +197,16 @@ def test_features_are_evidence_where_ids_are_missing(tmp_path: Path, capsys: Say
     random = np.random.default_rng(0)
     for number in range(45):
         name = f"{random.integers(16**8):08x}.png"
-        save(texture(number, 128)[:, :64], root / "ab"[number % 2] / f"0{name}")
-        save(texture(number, 128)[:, 64:], root / "ab"[number % 2] / f"f{name}")
+        for corner, (y, x) in enumerate([(0, 0), (0, 64), (64, 0)]):
+            tile = texture(number, 128)[y : y + 64, x : x + 64]
+            save(tile, root / "ab"[number % 2] / f"{corner}{name}")
     run = tmp_path / "r"
     assert call("scan", root, "--out", run) == 0
     tile_ids = pd.read_parquet(run / "tiles.parquet")["tile_id"].tolist()
-    np.savez(tmp_path / "x.npz", tile_id=np.array(tile_ids[1:]), x=random.random((89, 8)))
+    np.savez(tmp_path / "x.npz", tile_id=np.array(tile_ids[1:]), x=random.random((134, 8)))
     ask = ["identify", run, "--embedding", tmp_path / "x.npz"]
-    assert "lacks 1 of 90 tiles" in fails(capsys, 2, *ask)
-    np.savez(tmp_path / "x.npz", tile_id=np.array(tile_ids), x=random.random((90, 8)))
+    assert "lacks 1 of 135 tiles" in fails(capsys, 2, *ask)
+    np.savez(tmp_path / "x.npz", tile_id=np.array(tile_ids), x=random.random((135, 8)))
     assert call(*ask) == 0
     before = json.loads((run / "identity.json").read_text())["leakage"]["curve"]
     # The encoder's own weights do as well as a file, and are applied once.
@@ -219,7 +220,7 @@ def test_features_are_evidence_where_ids_are_missing(tmp_path: Path, capsys: Say
     assert json.loads((run / "identity.json").read_text())["leakage"]["curve"] != before
     made = np.load(run / "cache" / "embedding.npz")
     assert made["tile_id"].tolist() == tile_ids
-    assert made["x"].shape == (90, 512)
+    assert made["x"].shape == (135, 512)
     stamp = (run / "cache" / "embedding.npz").stat().st_mtime_ns
     (run / "identity.json").unlink()
     assert call("identify", run) == 0

@@ -15,10 +15,12 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -29,6 +31,7 @@ from splits.content.evidence import gather
 from splits.content.signatures import n_workers, sign
 from splits.images import read_image
 
+T = TypeVar("T")
 TILE_PX = 250
 SIDE = 32
 OCTAVES = (4, 8, 16, 32, 125, 500)
@@ -94,12 +97,16 @@ def main() -> None:
         "| memory, MB | links used | slides in one piece | mixed components |"
     )
     print("|" + "---|" * 10)
-    # A process of its own for each step: the largest memory of a process never falls.
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for n_tiles in (int(text) for text in sys.argv[1:]):
-            with tempfile.TemporaryDirectory() as name:
-                pool.submit(write_slides, Path(name), n_tiles).result()
-                print(pool.submit(measure, Path(name), n_tiles).result(), flush=True)
+    for n_tiles in (int(text) for text in sys.argv[1:]):
+        with tempfile.TemporaryDirectory() as name:
+            apart(write_slides, Path(name), n_tiles)
+            print(apart(measure, Path(name), n_tiles), flush=True)
+
+
+def apart(work: Callable[[Path, int], T], folder: Path, n_tiles: int) -> T:
+    """Do it in a process of its own: the largest memory of a process never falls."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, folder, n_tiles).result()
 
 
 if __name__ == "__main__":

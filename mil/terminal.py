@@ -91,8 +91,10 @@ def show_identity(report: dict[str, Any], page: Path) -> None:
     for name in ("conflicts", "contradictions", "unidentified", "blank"):
         if report.get(name):
             _STDOUT.print(Text(f"{len(report[name])} {name}: see {page}"))
-    for name, value in report.get("scores", {}).items():
-        _STDOUT.print(Text(f"{name} {value}"))
+    scores = report.get("scores") or {}
+    if scores:
+        shown = [(name, f"{v:.3f}" if isinstance(v, float) else v) for name, v in scores.items()]
+        print_table("Against the truth", ("score", "value"), shown)
 
 
 def show_split(result: Split, path: Path) -> None:

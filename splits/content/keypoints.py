@@ -18,7 +18,7 @@ import numpy.typing as npt
 from splits.content.candidates import candidate_pairs
 from splits.content.copies import FILL
 from splits.content.landmarks import grey_levels
-from splits.content.links import Links, join
+from splits.content.links import Links, components, join
 
 __all__ = ["find_duplicates"]
 
@@ -37,6 +37,7 @@ _NCC: Final = 0.5
 _STRAIGHT: Final = 0.1  # deviation from a pure turn at which one is tried, as a rate or in radians
 _MOST: Final = 0.8  # share of the inliers that must fit a pure turn and shift
 _SHIFT: Final = 0.05  # of a tile: less is no overlap but a copy
+_PROOFS: Final = 3  # links of a tile to its copies after which more are not looked for
 _CACHED: Final = 512
 
 
@@ -48,7 +49,8 @@ def find_duplicates(
     A pair is linked if at least 30 ORB matches fit one affine transform that keeps the size within
     a factor of two and hardly stretches, they do not lie on a line, and both tiles look the same
     where they overlap. It is an overlap, with its offset, if one is the other moved and perhaps
-    turned by right angles; else a duplicate, whose turn and offset have no place on a lattice.
+    turned by right angles; else a duplicate, whose turn and offset have no place on a lattice. Of
+    many copies of one tile, not all pairs are linked.
 
     Args:
         marks: ``(n, N_LANDMARKS, 16)`` of `landmarks`.
@@ -69,14 +71,48 @@ def find_duplicates(
         pixels = read(row)
         return _keypoints(pixels[:, ::-1] if mirror else pixels)
 
+    # Copies of one tile follow each other, so that the keypoints of each are found once.
+    together = components(len(marks), pairs)[pairs[:, 0]]
+    order = np.argsort(together, kind="stable")
     links = []
-    for pair, mirror in zip(pairs.tolist(), mirrored.tolist(), strict=True):
+    copies = _Copies(len(marks))
+    for pair, mirror in zip(pairs[order].tolist(), mirrored[order].tolist(), strict=True):
+        if copies.settled(*pair):
+            continue
         first, second = keypoints(pair[0], mirror=False), keypoints(pair[1], mirror=mirror)
         fit = _fit(first, second)
         if fit is not None and (score := _correlation(first, second, fit.transform)) > _NCC:
             kind, turn, offset = _placed(first, second, fit, mirror=mirror)
             links.append(Links.make(kind, [pair], [score], [turn], [offset]))
-    return join(links)
+            if kind == "duplicate":
+                copies.join(*pair)
+    found = join(links)
+    return found[np.lexsort(found.pairs.T[::-1])]
+
+
+class _Copies:
+    """Tiles that are copies of one, so that 100 copies do not need 4,950 proofs."""
+
+    def __init__(self, n_tiles: int) -> None:
+        self._parent = list(range(n_tiles))
+        self._n_links = [0] * n_tiles
+
+    def settled(self, one: int, other: int) -> bool:
+        """Whether two tiles are known to be copies, each by several proofs."""
+        enough = min(self._n_links[one], self._n_links[other]) >= _PROOFS
+        return enough and self._root(one) == self._root(other)
+
+    def join(self, one: int, other: int) -> None:
+        """Note a proof."""
+        self._parent[self._root(other)] = self._root(one)
+        for tile in (one, other):
+            self._n_links[tile] += 1
+
+    def _root(self, tile: int) -> int:
+        while self._parent[tile] != tile:
+            self._parent[tile] = self._parent[self._parent[tile]]
+            tile = self._parent[tile]
+        return tile
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ def plant_seams(
 ) -> Twins:
     """Cut a random sample of tiles into halves that lie beside each other as the tiles do.
 
-    The halves come from the inside of the tile, so that their outer edges do not compete with the
-    tile's own neighbours, and are compressed again (JPEG).
+    The cut is as long as a tile's edge. The sides across from it come from the inside of the tile,
+    so that they do not compete with its own neighbours. Both halves are compressed again (JPEG).
 
     Args:
         rows: Tiles that may be sampled: those that are not blank.
@@ -137,10 +137,9 @@ def _augmented(tile: Image, random: np.random.Generator) -> Image:
 
 
 def _halves(tile: Image, apart_px: int) -> tuple[Image, Image]:
-    height, width = tile.shape[:2]
-    inner = tile[height // 8 : height - height // 8]
+    width = tile.shape[1]
     start = max(width // 2 + apart_px, 0)
-    return inner[:, width // 8 : width // 2], inner[:, start : width - width // 8]
+    return tile[:, width // 8 : width // 2], tile[:, start : width - width // 8]
 
 
 def _compressed(image: Image) -> Image:

@@ -36,7 +36,8 @@ def test_halves_lie_as_the_tiles_do_and_their_outer_edges_are_new(apart: int) ->
     assert max(lines) > 0.85
     assert np.argmax(lines) == max(-apart - 1, 0)
     tile = TILES[1].mean(axis=2)
-    assert abs(alike(left[:, 0], tile[12:-12, 0])) < 0.6
+    assert len(left) == len(tile)
+    assert abs(alike(left[:, 0], tile[:, 0])) < 0.6
 
 
 def test_no_seam_is_planted_where_the_cut_shows_nothing() -> None:

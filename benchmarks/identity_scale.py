@@ -73,7 +73,8 @@ def measure(folder: Path, n_tiles: int) -> str:
     read = partial(read_row, folder, place)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    signatures = sign(read, n_tiles)
+    n_cores = n_workers(n_tiles)
+    signatures = sign(read, n_tiles, workers=n_cores)
     looked = time.perf_counter() - start
     evidence = gather([None] * n_tiles, read, signatures)
     whole = time.perf_counter() - start
@@ -81,7 +82,6 @@ def measure(folder: Path, n_tiles: int) -> str:
     truth, component = place // SIDE**2, evidence.assembly.component
     mixed = int((pd.Series(truth).groupby(component).nunique() > 1).sum())
     n_pieces = pd.Series(component).groupby(truth).nunique()
-    n_cores = n_workers(n_tiles)
     return (
         f"| {n_tiles:,} | {looked:.1f} | {n_tiles / looked / n_cores:.0f} | {whole - looked:.1f} "
         f"| {n_tiles / whole / n_cores:.0f} | {signatures.nbytes / n_tiles:.0f} | {grown:.0f} "

@@ -33,7 +33,7 @@ from splits.artifacts import (
     write_table,
 )
 from splits.content.evidence import Evidence, gather
-from splits.content.signatures import FORM, Signatures, sign
+from splits.content.signatures import FORM, Signatures, n_workers, sign
 from splits.errors import InputError, NegativeVerdictError
 from splits.identity import embedding as embeddings
 from splits.identity import identify as identify_tiles
@@ -177,7 +177,7 @@ def _evidence(
             stale.unlink()
         advance = progress("pixels", len(names)) if progress else None
         with atomic(kept) as temporary:
-            sign(read, len(names), advance).save(temporary)
+            sign(read, len(names), advance, workers=n_workers(len(names))).save(temporary)
     evidence = gather([*table["sha256"]], read, Signatures.load(kept))
     links, layout = (evidence.links_table(names), evidence.layout_table(names))
     for name, content in zip(_CONTENT_TABLES, (links, layout), strict=True):

@@ -99,22 +99,25 @@ def sign(
     read: Callable[[int], Image],
     n_tiles: int,
     progress: Callable[[int], object] | None = None,
+    *,
+    workers: int = 1,
 ) -> Signatures:
     """Look once at the pixels of every tile.
 
     Args:
-        read: Gives the pixels of a tile, ``(height, width, 3)`` uint8 RGB, by its row number. For
-            2,000 tiles or more it is sent to other processes, so it has to be picklable.
+        read: Gives the pixels of a tile, ``(height, width, 3)`` uint8 RGB, by its row number.
         n_tiles: Number of tiles.
         progress: Called with the number of tiles just done.
+        workers: Number of processes. To more than one, ``read`` is sent with each part of the work:
+            it has to be small, as one that opens files is.
     """
     chunks = [range(at, min(at + _CHUNK, n_tiles)) for at in range(0, n_tiles, _CHUNK)]
     found: Iterable[Signatures] = (_part(read, rows) for rows in chunks)
-    if n_workers(n_tiles) > 1:
+    if workers > 1:
         # Threads gain nothing: most of the work is small calls, which hold the interpreter's lock.
         # joblib's processes need no guard in the user's script and are safe beside other threads.
         work = (delayed(_part_alone)(read, rows) for rows in chunks)
-        found = Parallel(n_workers(n_tiles), return_as="generator")(work)
+        found = Parallel(workers, return_as="generator")(work)
     parts = []
     for part in found:
         parts.append(part)
@@ -127,7 +130,7 @@ def sign(
 
 
 def n_workers(n_tiles: int) -> int:
-    """Processes that look at so many tiles: one a core that may be used, or this one alone."""
+    """Processes worth their start for so many tiles: one for each core that may be used, or one."""
     if n_tiles < _FEW:
         return 1
     allowed = getattr(os, "sched_getaffinity", None)

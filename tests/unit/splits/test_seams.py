@@ -81,7 +81,7 @@ def test_lines_of_a_turned_tile_are_those_of_the_tile() -> None:
     np.testing.assert_array_equal(edge_lines(turned(tile, 2))[0], lines[2][::-1])
 
 
-@pytest.mark.parametrize("change", ["none", "jpeg", "gain", "resize"])
+@pytest.mark.parametrize("change", ["none", "jpeg", "gain", "resize", "enlarge"])
 def test_all_seams_of_upright_tiles_are_found_and_no_other(change: str) -> None:
     random = np.random.default_rng(1)
     places, tiles = _shuffled(_cut())
@@ -95,6 +95,8 @@ def test_all_seams_of_upright_tiles_are_found_and_no_other(change: str) -> None:
         ]
     elif change == "resize":
         tiles = [cv2.resize(tile, (90, 90), interpolation=cv2.INTER_AREA) for tile in tiles]
+    elif change == "enlarge":
+        tiles = [cv2.resize(tile, (256, 256), interpolation=cv2.INTER_CUBIC) for tile in tiles]
     links = _search(tiles)
     true = _neighbours(places)
     assert _found(links) <= true
@@ -103,6 +105,17 @@ def test_all_seams_of_upright_tiles_are_found_and_no_other(change: str) -> None:
     moves = [np.subtract(places[b][1:], places[a][1:]) for a, b in links.pairs]
     np.testing.assert_array_equal(links.offset, moves)
     assert (links.turn == 0).all()
+
+
+def test_a_tile_that_was_enlarged_is_read_at_half_its_size() -> None:
+    def half(tile: Image) -> Image:
+        return cv2.resize(tile, (128, 128), interpolation=cv2.INTER_AREA)
+
+    field = _field(0)
+    enlarged = cv2.resize(field[:64, :64], (256, 256), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(edge_lines(enlarged), edge_lines(half(enlarged)))
+    scanned = field[:256, :256]
+    assert (edge_lines(scanned) != edge_lines(half(scanned))).mean() > 0.3
 
 
 def test_turned_tiles_are_found_with_their_turn() -> None:

@@ -28,6 +28,8 @@ _AGREE: Final = 0.05
 """Two tiles agree in colour if this share of random pairs is as close as they are, or closer."""
 
 
+_MET: Final = 0.02
+"""Share of the edges with contrast that seams must tie for one of them to be believed alone."""
 _OF_TILES: Final = ("component", "frame", "turn", "place")
 _OF_LINKS: Final = ("used", "held", "cut")
 
@@ -186,8 +188,11 @@ def gather(
     counts = twins.found(links) | halves.found(links)
     links = links[np.asarray((links.pairs < n_tiles).all(axis=1))]
     agree = _agree(signatures.vectors, links.pairs, np.random.default_rng(seed))
-    assembly = assemble(n_tiles, links, agree=agree)
-    gaps = gap_share(assembly, show_tissue(signatures.lines[:, : len(EDGES)]))
+    contrast = show_tissue(signatures.lines[:, : len(EDGES)])
+    # Where hardly any edge meets another, the few that seem to are not to be believed alone.
+    n_met = 2 * int((links.kind == KINDS.index("seam")).sum())
+    assembly = assemble(n_tiles, links, agree=agree, lone=n_met >= _MET * contrast.sum())
+    gaps = gap_share(assembly, contrast)
     blank = signatures.blank | _specks(assembly.component, signatures.faint)
     return Evidence(links, assembly, blank, signatures.vectors, counts, gaps)
 

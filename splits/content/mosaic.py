@@ -69,7 +69,13 @@ class Assembly:
     contradictions: list[Contradiction]
 
 
-def assemble(n_tiles: int, links: Links, *, agree: npt.NDArray[np.bool_] | None = None) -> Assembly:
+def assemble(
+    n_tiles: int,
+    links: Links,
+    *,
+    agree: npt.NDArray[np.bool_] | None = None,
+    lone: bool = True,
+) -> Assembly:
     """Put tiles together, so that no single false seam merges two slides.
 
     1. Copies and overlaps, verified over an area, join whatever they link.
@@ -90,8 +96,9 @@ def assemble(n_tiles: int, links: Links, *, agree: npt.NDArray[np.bool_] | None 
         n_tiles: Number of tiles.
         links: Links with geometry (duplicates may lack it).
         agree: ``(n_links,)`` whether the two tiles of a link look like one slide; read for seams.
+        lone: Whether step 4 is taken; else a seam always needs a second cue.
     """
-    return _Mosaic(n_tiles, links, agree).assembly()
+    return _Mosaic(n_tiles, links, agree).assembly(lone=lone)
 
 
 class _Mosaic:
@@ -125,9 +132,13 @@ class _Mosaic:
         alike = np.zeros(len(links), np.bool_) if agree is None else agree
         self._agreeing = self._seams[alike[self._seams]]
 
-    def assembly(self) -> Assembly:
+    def assembly(self, *, lone: bool) -> Assembly:
         self._join(self._strong, sure=True)
-        while self._close() or self._join(self._agreeing, sure=True) or self._join(self._seams):
+        while (
+            self._close()
+            or self._join(self._agreeing, sure=True)
+            or (lone and self._join(self._seams))
+        ):
             pass
         roots = np.array([self._root(tile) for tile in range(self._n_tiles)], np.int64)
         component, _ = pd.factorize(roots)

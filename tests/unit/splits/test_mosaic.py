@@ -216,6 +216,18 @@ def test_the_order_of_the_links_does_not_matter(seed: int) -> None:
         np.testing.assert_array_equal(getattr(one, name)[order], getattr(other, name))
 
 
+def test_where_seams_are_rare_each_needs_a_second_cue() -> None:
+    random = np.random.default_rng(0)
+    truth = grids(random, (1, 2), (1, 2), (2, 2))
+    links = truth.seams(random)
+    agree = truth.slide[links.pairs[:, 0]] == 0
+    found = assemble(len(truth.slide), links, agree=agree, lone=False)
+    # One pair looks alike, one does not, and the square confirms itself.
+    held = truth.slide[links.pairs[:, 0]] == 1
+    np.testing.assert_array_equal(found.held, held)
+    np.testing.assert_array_equal(found.used, ~held)
+
+
 def test_two_slides_need_two_seams_that_agree_or_one_that_looks_right() -> None:
     random = np.random.default_rng(0)
     truth = grids(random, (6, 3))

@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from mil import prepare
 from mil.config import Config
@@ -19,14 +17,14 @@ from mil.report import tables
 from mil.report.identity_doubts import conflicts, doubts
 from mil.report.identity_pictures import KIND_WORDS, MAX_TILES, mosaics
 from mil.report.pictures import ReadTile
-from splits.artifacts import atomic, read_json, read_table
+from mil.report.templates import inline, write_page
+from splits.artifacts import read_json, read_table
 from splits.content.links import KINDS
 from splits.errors import InputError
 from splits.images import read_tile as read_from_disk
 
 __all__ = ["build", "identify_run"]
 
-_HERE: Final = Path(__file__).parent
 _LISTED: Final = 50
 _MEANING: Final = {
     "A": "A manifest or the names say which slide each tile comes from, and nothing that was "
@@ -124,18 +122,10 @@ def build(run: Path, *, read_tile: ReadTile | None) -> Path:
     report = read_json(run / "identity.json")
     tiles = read_table(run / "tiles.parquet")
     layout, links = (_optional(run / f"{name}.parquet") for name in ("layout", "links"))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    styles = [(_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "identity.css")]
-    page = environment.get_template("identity.html.j2").render(
+    context = dict(
         name=run.resolve().name,
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        style=Markup("\n".join(styles)),
+        style=inline("style.css", "identity.css"),
         has_reader=read_tile is not None,
         max_tiles=MAX_TILES,
         **_verdict(report),
@@ -146,10 +136,7 @@ def build(run: Path, *, read_tile: ReadTile | None) -> Path:
         **_evidence(report),
         **_names(report),
     )
-    path = run / "identity.html"
-    with atomic(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    return write_page(run / "identity.html", "identity.html.j2", context)
 
 
 def _optional(path: Path) -> pd.DataFrame | None:

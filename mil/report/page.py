@@ -7,20 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mil.report import figures, inputs, pictures, tables
 from mil.report.inputs import Inputs
 from mil.report.pictures import ReadTile
+from mil.report.templates import inline, write_page
 from mil.report.verdict import heading, verdict
-from splits.artifacts import atomic
 from splits.images import read_tile as read_from_disk
 
 __all__ = ["build"]
-
-_HERE = Path(__file__).parent
 
 
 def build(run: Path, *, data_root: Path | None, read_tile: ReadTile | None) -> Path:
@@ -42,18 +39,7 @@ def build(run: Path, *, data_root: Path | None, read_tile: ReadTile | None) -> P
     found = inputs.read(run)
     if read_tile is None and data_root is not None:
         read_tile = partial(read_from_disk, data_root)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("template.html.j2").render(_context(found, read_tile))
-    path = run / "report.html"
-    with atomic(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    return write_page(run / "report.html", "template.html.j2", _context(found, read_tile))
 
 
 def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
@@ -97,8 +83,8 @@ def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
         "grid": tables.grid,
         "text": tables.text,
         "charts": _embedded(charts),
-        "style": Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-        "script": Markup((_HERE / "charts.js").read_text(encoding="utf-8")),
+        "style": inline("style.css"),
+        "script": inline("charts.js"),
         "plotly": Markup(get_plotlyjs()) if charts else "",
     }
 

@@ -30,6 +30,8 @@ _FAST: Final = 3  # grey levels: fat and mucus are faint
 _RATIO: Final = 0.8
 _OFF: Final = 4.0  # px at which a match still fits
 _INLIERS: Final = 30
+_SURE: Final = 100  # votes of landmarks with which half as many inliers suffice,
+_SURE_NCC: Final = 0.9  # if both tiles look the same to this degree: glass gives few keypoints
 _SPREAD: Final = 0.03  # of the side: standard deviation of the inliers across their main direction
 _GROWTH: Final = (0.5, 2.0)
 _STRETCH: Final = 1.5  # of one direction over the other: a crop resized to a square
@@ -48,9 +50,10 @@ def find_duplicates(
 
     A pair is linked if at least 30 ORB matches fit one affine transform that keeps the size within
     a factor of two and hardly stretches, they do not lie on a line, and both tiles look the same
-    where they overlap. It is an overlap, with its offset, if one is the other moved and perhaps
-    turned by right angles; else a duplicate, whose turn and offset have no place on a lattice. Of
-    many copies of one tile, not all pairs are linked.
+    where they overlap. 15 matches suffice where many landmarks agree and the correlation is above
+    0.9. It is an overlap, with its offset, if one is the other moved and perhaps turned by right
+    angles; else a duplicate, whose turn and offset have no place on a lattice. Of many copies of
+    one tile, not all pairs are linked.
 
     Args:
         marks: ``(n, N_LANDMARKS, 16)`` of `landmarks`.
@@ -60,11 +63,11 @@ def find_duplicates(
     Returns:
         The links; their score is the correlation of the overlap.
     """
-    pairs, mirrored, _ = candidate_pairs(marks)
+    pairs, mirrored, votes = candidate_pairs(marks)
     if known is not None:
         low, high = np.sort(known, axis=1).T
         new = ~np.isin(pairs @ [len(marks), 1], low * len(marks) + high)
-        pairs, mirrored = pairs[new], mirrored[new]
+        pairs, mirrored, votes = pairs[new], mirrored[new], votes[new]
 
     @lru_cache(maxsize=_CACHED)
     def keypoints(row: int, *, mirror: bool) -> _Keypoints:
@@ -76,12 +79,16 @@ def find_duplicates(
     order = np.argsort(together, kind="stable")
     links = []
     copies = _Copies(len(marks))
-    for pair, mirror in zip(pairs[order].tolist(), mirrored[order].tolist(), strict=True):
+    columns = (pairs[order], mirrored[order], votes[order] >= _SURE)
+    for pair, mirror, sure in zip(*(column.tolist() for column in columns), strict=True):
         if copies.settled(*pair):
             continue
         first, second = keypoints(pair[0], mirror=False), keypoints(pair[1], mirror=mirror)
-        fit = _fit(first, second)
-        if fit is not None and (score := _correlation(first, second, fit.transform)) > _NCC:
+        fit = _fit(first, second, _INLIERS // 2 if sure else _INLIERS)
+        if fit is None:
+            continue
+        score = _correlation(first, second, fit.transform)
+        if score > (_NCC if len(fit.at_first) >= _INLIERS else _SURE_NCC):
             kind, turn, offset = _placed(first, second, fit, mirror=mirror)
             links.append(Links.make(kind, [pair], [score], [turn], [offset]))
             if kind == "duplicate":
@@ -145,24 +152,24 @@ class _Fit:
     at_second: npt.NDArray[np.float32]
 
 
-def _fit(first: _Keypoints, second: _Keypoints) -> _Fit | None:
-    """The transform that 30 matches or more prove, or None.
+def _fit(first: _Keypoints, second: _Keypoints, needed: int) -> _Fit | None:
+    """The transform that so many matches or more prove, or None.
 
     An affine fit is tighter than a similarity: on 1,500 unrelated pairs of tiles at most 20 matches
     fitted the one, 30 the other, which may shrink a tile to a point.
     """
-    if min(len(first.at), len(second.at)) < _INLIERS:
+    if min(len(first.at), len(second.at)) < needed:
         return None
     matches = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(second.orb, first.orb, k=2)
     good = [best for best, other in matches if best.distance < _RATIO * other.distance]
-    if len(good) < _INLIERS:
+    if len(good) < needed:
         return None
     at_first = first.at[[match.trainIdx for match in good]]
     at_second = second.at[[match.queryIdx for match in good]]
     transform, fits = cv2.estimateAffine2D(
         at_second, at_first, method=cv2.RANSAC, ransacReprojThreshold=_OFF
     )
-    if transform is None or fits.sum() < _INLIERS:
+    if transform is None or fits.sum() < needed:
         return None
     inlier = fits[:, 0] > 0
     fit = _Fit(np.asarray(transform, np.float64), at_first[inlier], at_second[inlier])

@@ -131,11 +131,13 @@ def _alike(first: Image, second: Image) -> float:
     A spot of tissue in one corner of the glass correlates with every other such spot.
     """
     score = _correlation(*(_grey(pixels, _SIDE) for pixels in (first, second)))
+    if score <= _MIN_NCC:
+        return 0.0
     large = [_grey(pixels, 2 * _SIDE) for pixels in (first, second)]
     blurred = [cv2.GaussianBlur(grey, (0, 0), _DETAIL_PX) for grey in large]
     shown = cv2.erode(np.uint8(np.min(large, axis=0) > FILL), np.ones((9, 9))) > 0
     one, other = ((grey - blur)[shown] for grey, blur in zip(large, blurred, strict=True))
-    if score <= _MIN_NCC or min(one.std(), other.std()) == 0:
+    if one.size == 0 or min(one.std(), other.std()) == 0:
         return 0.0
     return score if np.corrcoef(one, other)[0, 1] > _MIN_DETAIL else 0.0
 

@@ -136,9 +136,10 @@ def find_seams(
     n_decoys = len(decoys)
     decoys = decoys[found.partner[decoys] >= 0]
     rival = np.minimum(found.runner_up[decoys], found.distance[found.partner[decoys]])
-    decoy_ratio = found.distance[decoys] / rival
     decoy_ncc, distance = _compare(edges, found, decoys)
-    decoy_misfit = decoy_ratio * np.sqrt(distance / scale)
+    with np.errstate(over="ignore"):  # equal lines, as of screens and rulers, have no distance
+        decoy_ratio = found.distance[decoys] / rival
+        decoy_misfit = decoy_ratio * np.sqrt(distance / scale)
     decoy_misfit = decoy_misfit[(decoy_ratio < _MAX_RATIO) & (decoy_ncc > _MIN_NCC)]
     passes &= misfit <= _limit(misfit[passes], decoy_misfit, n_decoys, edges.n)
 

@@ -15,13 +15,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from splits.content.links import KINDS, Links, turned
+from splits.content.links import KINDS, Links, components, turned
 
 __all__ = ["Twins", "plant_copies", "plant_seams"]
 
 N_PLANTED: Final = 100
 """Twins of each kind, where the set has as many tiles with tissue."""
 _EDGE_STD: Final = 6.0
+_CUT_AT: Final = 0.43
+"""Place of the cut; no tile that overlaps by a half or a quarter ends there."""
 _QUALITY: Final = 85
 _MAX_DEGREES: Final = 25.0
 Image = npt.NDArray[np.uint8]
@@ -44,19 +46,21 @@ class Twins:
     def found(self, links: Links) -> dict[str, dict[str, int]]:
         """How many were planted and found, by kind.
 
-        A seam has to be found as a seam. A turned or altered copy counts whichever search of
-        copies finds it.
+        A seam has to be found as a seam. A turned or altered copy counts whichever search of copies
+        ties it to its tile, if need be through another copy of that tile.
         """
         seams = links.kind == KINDS.index("seam")
-        known = {
-            seam: {tuple(pair) for pair in links.pairs[seams == seam].tolist()}
-            for seam in (False, True)
-        }
+        known = {tuple(pair) for pair in links.pairs[seams].tolist()}
+        copies = links.pairs[~seams]
+        n = 1 + max(int(rows.max(initial=0)) for rows in (copies, self.pairs))
+        tied = components(n, copies)
         counts: dict[str, dict[str, int]] = {}
         for pair, kind in zip(np.sort(self.pairs, axis=1).tolist(), self.kinds, strict=True):
             count = counts.setdefault(kind, {"planted": 0, "found": 0})
             count["planted"] += 1
-            count["found"] += tuple(pair) in known[kind == "seam"]
+            one, other = pair
+            found = tuple(pair) in known if kind == "seam" else tied[one] == tied[other]
+            count["found"] += int(found)
         return counts
 
 
@@ -138,8 +142,9 @@ def _augmented(tile: Image, random: np.random.Generator) -> Image:
 
 def _halves(tile: Image, apart_px: int) -> tuple[Image, Image]:
     width = tile.shape[1]
-    start = max(width // 2 + apart_px, 0)
-    return tile[:, width // 8 : width // 2], tile[:, start : width - width // 8]
+    cut = round(_CUT_AT * width)
+    start = max(cut + apart_px, 0)
+    return tile[:, width // 8 : cut], tile[:, start : width - width // 8]
 
 
 def _compressed(image: Image) -> Image:

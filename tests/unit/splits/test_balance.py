@@ -6,7 +6,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from splits import balance
@@ -53,6 +53,7 @@ def test_cost_is_the_squared_error_of_the_shares() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(n_groups=11, n_parts=2, seed=2203)
 @given(n_groups=st.integers(3, 40), n_parts=st.integers(2, 5), seed=st.integers(0, 10**6))
 def test_no_part_is_empty_and_random_is_never_better(
     n_groups: int, n_parts: int, seed: int
@@ -66,6 +67,23 @@ def test_no_part_is_empty_and_random_is_never_better(
     for _ in range(20):
         other = rng.permutation(np.arange(n_groups) % n_parts)
         assert found <= balance.cost(features, np.ones(n_parts), other) + 1e-9
+
+
+@settings(max_examples=20, deadline=None)
+@given(n_groups=st.integers(2, 7), n_parts=st.integers(2, 3), seed=st.integers(0, 10**6))
+def test_few_groups_are_dealt_as_well_as_can_be(n_groups: int, n_parts: int, seed: int) -> None:
+    n_parts = min(n_parts, n_groups)
+    features = _amounts(n_groups, seed)
+    pins = np.full(n_groups, -1)
+    pins[0] = n_parts - 1
+    part = balance.assign(features, np.arange(1, n_parts + 1), seed=seed, fixed=pins)
+    assert part[0] == n_parts - 1
+    costs = [
+        balance.cost(features, np.arange(1, n_parts + 1), other)
+        for other in itertools.product(range(n_parts), repeat=n_groups)
+        if other[0] == n_parts - 1 and set(other) == set(range(n_parts))
+    ]
+    assert balance.cost(features, np.arange(1, n_parts + 1), part) <= min(costs) + 1e-9
 
 
 @settings(max_examples=40, deadline=None)

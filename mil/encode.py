@@ -23,7 +23,7 @@ from mil.data.images import decode, in_threads
 from mil.data.store import Features, open_features, save_features
 from mil.encoders import TileEncoder, create
 from mil.encoders.augment import centre_view
-from mil.prepare import EMBEDDING, Progress, data_root, read_tiles
+from mil.prepare import EMBEDDING, Progress, data_root, read_tiles, scanned_table
 from splits.artifacts import (
     atomic,
     digest,
@@ -107,14 +107,11 @@ def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -
     Raises:
         InputError: Nothing was scanned, or the encoder has no published weights.
     """
-    settings, scanned = config.encoder, run / "cache" / "scan.parquet"
+    settings, scanned = config.encoder, scanned_table(run)
     if not (settings.pretrained or settings.checkpoint):
         message = (
             "identity.embedding=encoder needs weights: set encoder.checkpoint or encoder.pretrained"
         )
-        raise InputError(message)
-    if not scanned.exists():
-        message = f"{run} holds no tile table: run `slidewise scan ROOT --out {run}` first"
         raise InputError(message)
     names = read_table(scanned)["tile_id"].tolist()
     fields = {"name", "args", "image_px", "pretrained", "checkpoint"}

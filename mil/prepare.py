@@ -52,6 +52,7 @@ __all__ = [
     "manifest_of",
     "read_tiles",
     "scan",
+    "scanned_table",
     "split",
     "split_table",
 ]
@@ -101,10 +102,7 @@ def identify(
     With content, ``links.parquet`` and ``layout.parquet`` say which tiles belong together and where
     each lies on the lattice of its component.
     """
-    scanned = run / "cache" / "scan.parquet"
-    if not scanned.exists():
-        message = f"{run} holds no tile table: run `slidewise scan ROOT --out {run}` first"
-        raise InputError(message)
+    scanned = scanned_table(run)
     table = read_table(scanned)
     given, manifest = config.identity, manifest_of(run, config)
     features = given.embedding
@@ -157,6 +155,19 @@ def identify(
     write_table(run / "tiles.parquet", identified, digests_table)
     write_json(run / "identity.json", report, digests)
     return read_json(run / "identity.json")
+
+
+def scanned_table(run: Path) -> Path:
+    """The table of all tiles as they were scanned, before `identify` left any out.
+
+    Raises:
+        InputError: Nothing was scanned.
+    """
+    path = run / "cache" / "scan.parquet"
+    if not path.exists():
+        message = f"{run} holds no tile table: run `slidewise scan ROOT --out {run}` first"
+        raise InputError(message)
+    return path
 
 
 def _evidence(

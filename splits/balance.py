@@ -28,7 +28,7 @@ _SWEEPS: Final = 40  # a sweep is one improvement round over all pairs of parts
 _GAIN: Final = 0.02  # a sweep over many groups that gains a smaller share of the cost is the last
 _MOVES: Final = 400  # single moves a sweep, and for many groups, where swaps do the fine work:
 _MOVES_LARGE: Final = 4
-_ALL: Final = 1 << 15  # assignments up to which all are tried
+_ALL: Final = 15  # binary digits of the number of assignments up to which all are tried
 _SMALL: Final = 2_000  # groups up to which many starts are cheap
 
 
@@ -86,7 +86,7 @@ def assign(
             best = (score, search.part.copy())
     if best is None:  # n_starts is at least 2
         raise AssertionError
-    if n_parts**n_groups <= _ALL:
+    if n_groups * np.log2(n_parts) <= _ALL:
         score, part = search.best_of_all()
         if (score[0], score[1] + _TOLERANCE) < best[0]:
             return part

@@ -135,7 +135,7 @@ def _alike(first: Image, second: Image) -> float:
         return 0.0
     large = [_grey(pixels, 2 * _SIDE) for pixels in (first, second)]
     blurred = [cv2.GaussianBlur(grey, (0, 0), _DETAIL_PX) for grey in large]
-    shown = cv2.erode(np.uint8(np.min(large, axis=0) > FILL), np.ones((9, 9))) > 0
+    shown = _shown(large[0], large[1], 9)
     one, other = ((grey - blur)[shown] for grey, blur in zip(large, blurred, strict=True))
     if one.size == 0 or min(one.std(), other.std()) == 0:
         return 0.0
@@ -143,9 +143,15 @@ def _alike(first: Image, second: Image) -> float:
 
 
 def _correlation(first: _Floats, second: _Floats) -> float:
-    """Normalised cross-correlation where both show something; black corners are no tissue."""
-    shown = cv2.erode(np.uint8((first > FILL) & (second > FILL)), np.ones((5, 5))) > 0
+    """Normalised cross-correlation where both show something."""
+    shown = _shown(first, second, 5)
     one, other = first[shown], second[shown]
     if one.size < _MIN_SHOWN or min(one.std(), other.std()) < _MIN_CONTRAST:
         return 0.0
     return float(np.corrcoef(one, other)[0, 1])
+
+
+def _shown(first: _Floats, second: _Floats, margin: int) -> npt.NDArray[np.bool_]:
+    """Where both tiles show something: black corners, and what mixes with them, are no tissue."""
+    shown = np.uint8(np.minimum(first, second) > FILL)
+    return np.asarray(cv2.erode(shown, np.ones((margin, margin))) > 0)

@@ -102,7 +102,11 @@ def _is_enlarged(pixels: npt.NDArray[np.uint8]) -> bool:
 
 def show_tissue(lines: _Lines) -> npt.NDArray[np.bool_]:
     """Whether lines ``(..., N_SAMPLES, 4)`` have contrast; blank ones link nothing: ``(...)``."""
-    return np.asarray((lines[..., :3] @ _GREY).std(axis=-1) >= _MIN_CONTRAST)
+    contrast = np.empty(lines.shape[:-2], np.bool_)
+    for at in range(0, len(lines), _BLOCK):
+        part = slice(at, at + _BLOCK)
+        contrast[part] = (lines[part, ..., :3] @ _GREY).std(axis=-1) >= _MIN_CONTRAST
+    return contrast
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,7 @@ class Edges:
         sampled = tiles[:: -(-2 * len(tiles) // _N_DECOYS) or 1]
         tile = np.concatenate([np.repeat(tiles, 4), np.repeat(sampled, 2)])
         place = np.concatenate([np.tile(np.arange(4), len(tiles)), np.tile([4, 5], len(sampled))])
-        keep = np.zeros(len(tile), bool)
-        for at in range(0, len(tile), _BLOCK):
-            part = slice(at, at + _BLOCK)
-            keep[part] = show_tissue(lines[tile[part], place[part]])
+        keep = show_tissue(lines)[tile, place]
         n = int(keep[: 4 * len(tiles)].sum())
         tile, place = tile[keep], place[keep]
         side = np.array([0, 1, 2, 3, 2, 1])[place]

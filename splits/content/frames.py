@@ -16,6 +16,8 @@ __all__ = [
     "INVERSE",
     "PER_TILE",
     "ROTATE",
+    "SIDES",
+    "STEPS",
     "TOLERANCE",
     "Frames",
     "Relations",
@@ -38,6 +40,10 @@ ROTATE: Final[list[list[float]]] = _MATRIX.reshape(8, 4).tolist()
 """The same row by row as plain lists: single look-ups in them are several times faster."""
 _COMPOSE: Final[list[list[int]]] = COMPOSED.tolist()
 _INVERT: Final[list[int]] = INVERSE.tolist()
+STEPS: Final = np.array([(0, -1), (1, 0), (0, 1), (-1, 0)])
+"""Columns and rows to the neighbour at the top, right, bottom and left."""
+SIDES: Final = np.stack([(STEPS @ _MATRIX[turn] @ STEPS.T).argmax(axis=1) for turn in range(8)])
+"""``SIDES[turn, side]``: which side of a tile lies at ``side`` after the turn."""
 PER_TILE: Final = 10
 """Steps a tile width by which a shared place is noticed; a step is twice the tolerance."""
 

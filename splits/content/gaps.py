@@ -6,18 +6,15 @@ every single link was found, and the share of linked tiles does not show it. The
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from splits.content.links import turned
+from splits.content.frames import SIDES, STEPS
 from splits.content.mosaic import Assembly
 
 __all__ = ["gap_share"]
-
-_STEPS: Final = np.array([(0, -1), (1, 0), (0, 1), (-1, 0)])
-"""Columns and rows to the neighbour at the top, right, bottom and left."""
 
 
 def gap_share(assembly: Assembly, contrast: npt.NDArray[np.bool_]) -> float:
@@ -50,22 +47,12 @@ def gap_share(assembly: Assembly, contrast: npt.NDArray[np.bool_]) -> float:
         return np.asarray((frame * span + at[:, 0] + 1) * span + at[:, 1] + 1)
 
     held = np.unique(key(place))
-    own_side = _SIDES[assembly.turn[rows]]
+    own_side = SIDES[assembly.turn[rows]]
     n_inside, n_open = 0, 0
-    for side, step in enumerate(_STEPS):
+    for side, step in enumerate(STEPS):
         beside = place + step
         inside = ((beside >= low[frame]) & (beside <= high[frame])).all(axis=1)
         inside &= contrast[rows, own_side[:, side]]
         n_inside += int(inside.sum())
         n_open += int((inside & ~np.isin(key(beside), held)).sum())
     return n_open / n_inside if n_inside else 0.0
-
-
-def _sides() -> npt.NDArray[np.int64]:
-    """By turn and side of the frame: the side of the tile that lies there."""
-    picture = np.array([[-1, 0, -1], [3, -1, 1], [-1, 2, -1]])
-    views = [turned(picture, turn) for turn in range(8)]
-    return np.array([[view[0, 1], view[1, 2], view[2, 1], view[1, 0]] for view in views])
-
-
-_SIDES: Final = _sides()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from splits.content.candidates import candidate_pairs
 from splits.content.copies import FILL
 from splits.content.landmarks import grey_levels
-from splits.content.links import Links, components, join
+from splits.content.links import Forest, Links, components, join
 
 __all__ = ["find_duplicates"]
 
@@ -101,25 +101,19 @@ class _Copies:
     """Tiles that are copies of one, so that 100 copies do not need 4,950 proofs."""
 
     def __init__(self, n_tiles: int) -> None:
-        self._parent = list(range(n_tiles))
+        self._forest = Forest(n_tiles)
         self._n_links = [0] * n_tiles
 
     def settled(self, one: int, other: int) -> bool:
         """Whether two tiles are known to be copies, each by several proofs."""
         enough = min(self._n_links[one], self._n_links[other]) >= _PROOFS
-        return enough and self._root(one) == self._root(other)
+        return enough and self._forest.root(one) == self._forest.root(other)
 
     def join(self, one: int, other: int) -> None:
         """Note a proof."""
-        self._parent[self._root(other)] = self._root(one)
+        self._forest.join(one, other)
         for tile in (one, other):
             self._n_links[tile] += 1
-
-    def _root(self, tile: int) -> int:
-        while self._parent[tile] != tile:
-            self._parent[tile] = self._parent[self._parent[tile]]
-            tile = self._parent[tile]
-        return tile
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,17 @@ import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["KINDS", "Links", "components", "compose", "inverse", "join", "turned", "vector_turned"]
+__all__ = [
+    "KINDS",
+    "Forest",
+    "Links",
+    "components",
+    "compose",
+    "inverse",
+    "join",
+    "turned",
+    "vector_turned",
+]
 
 KINDS: Final = ("identical", "turned", "duplicate", "overlap", "seam")
 """Kinds of evidence, from the surest to the least sure."""
@@ -111,6 +121,31 @@ def compose(first: int, second: int) -> int:
 def inverse(turn: int) -> int:
     """The turn that undoes ``turn``; a mirror image undoes itself."""
     return turn if turn >= 4 else -turn % 4
+
+
+class Forest:
+    """Sets that grow together, link by link (`components` numbers those of all links at once).
+
+    Args:
+        n: Members, each a set of its own at first.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._parent = list(range(n))
+
+    def root(self, member: int) -> int:
+        """The member that stands for the set."""
+        parent = self._parent
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    def join(self, one: int, other: int) -> int:
+        """Make two sets one; the root of the first stands for it and is returned."""
+        root = self.root(one)
+        self._parent[self.root(other)] = root
+        return root
 
 
 def components(n_nodes: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

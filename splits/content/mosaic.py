@@ -11,7 +11,7 @@ import pandas as pd
 
 from splits.content.cycles import close_cycles
 from splits.content.frames import Frames
-from splits.content.links import KINDS, Links, components
+from splits.content.links import KINDS, Forest, Links, components
 from splits.content.squares import in_squares
 
 __all__ = ["Assembly", "Contradiction", "assemble"]
@@ -112,7 +112,7 @@ class _Mosaic:
         self._evidence = shown[:, 0] * n_tiles + shown[:, 1]
         self._differ = shown[:, 0] != shown[:, 1]
         self._frames = Frames(copy)
-        self._parent = list(range(n_tiles))  # of a component, as a forest
+        self._forest = Forest(n_tiles)
         self._has_several = [False] * n_tiles  # tiles, copies aside: of a component, by its root
         self._status = np.full(len(links), _OPEN, np.int8)
         self._contradictions: list[Contradiction] = []
@@ -140,7 +140,7 @@ class _Mosaic:
             or (lone and self._join(self._seams))
         ):
             pass
-        roots = np.array([self._root(tile) for tile in range(self._n_tiles)], np.int64)
+        roots = np.array([self._forest.root(tile) for tile in range(self._n_tiles)], np.int64)
         component, _ = pd.factorize(roots)
         frame, turn, place = self._frames.lattices()
         return Assembly(
@@ -185,7 +185,7 @@ class _Mosaic:
         for row, (first, second), turn, offset, placed in zip(
             *(column.tolist() for column in columns), strict=True
         ):
-            one, other = self._root(first), self._root(second)
+            one, other = self._forest.root(first), self._forest.root(second)
             several = self._has_several[one], self._has_several[other]
             if not sure and one != other and all(several):
                 continue
@@ -199,8 +199,9 @@ class _Mosaic:
                         self._status[row] = _CUT
                         continue
             self._status[row] = _USED
-            self._parent[other] = one
-            self._has_several[one] = any(several) or bool(self._differ[row])
+            self._has_several[self._forest.join(one, other)] = any(several) or bool(
+                self._differ[row]
+            )
             joined = True
         self._settle()
         return joined
@@ -218,10 +219,3 @@ class _Mosaic:
             apart.tolist(), self._links.pairs[apart].tolist(), strict=True
         ):
             self._contradictions.append(Contradiction(row, (first, second), "cycle"))
-
-    def _root(self, tile: int) -> int:
-        parent = self._parent
-        while parent[tile] != tile:
-            parent[tile] = parent[parent[tile]]
-            tile = parent[tile]
-        return tile

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splits.content.edges import N_SAMPLES, REVERSED, Edges, edge_lines
+from splits.content.frames import STEPS
 from splits.content.links import Links, turned
 from splits.content.nearest import nearest
 
@@ -37,7 +38,6 @@ _N_PROBES: Final = 256
 _N_CANDIDATES: Final = 6
 """Five, and the edge itself."""
 _BLOCK: Final = 2048
-_DIRECTIONS: Final = np.array([(0, -1), (1, 0), (0, 1), (-1, 0)], np.float32)
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int64]
@@ -147,7 +147,7 @@ def find_seams(
     pairs = np.stack([edges.tile[first], edges.tile[second]], axis=1)
     turns = _TURNS[edges.side[first], edges.side[second], found.backwards[first].astype(int)]
     score = ncc[passes] * (1 - misfit[passes] / 2)
-    links = Links.make("seam", pairs, score, turns, _DIRECTIONS[edges.side[first]])
+    links = Links.make("seam", pairs, score, turns, STEPS[edges.side[first]])
     # Several edges alike: a copy that is not among the same.
     _, rows, counts = np.unique(links.pairs, axis=0, return_index=True, return_counts=True)
     return links[rows[counts == 1]]

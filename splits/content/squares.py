@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import numpy.typing as npt
 
-from splits.content.frames import COMPOSED, INVERSE, turned_each
+from splits.content.frames import COMPOSED, INVERSE, SIDES, STEPS, turned_each
 from splits.content.links import Links
 
 __all__ = ["in_squares"]
-
-_STEPS: Final = np.array([(0, -1), (1, 0), (0, 1), (-1, 0)], np.float64)
-
-
-def _sides() -> npt.NDArray[np.int64]:
-    """``table[turn, side]``: the side of a tile that looks to ``side`` after the turn."""
-    table = np.empty((8, 4), np.int64)
-    for turn in range(8):
-        looks = turned_each(_STEPS, np.full(4, turn, np.int8))
-        table[turn, _side(looks)] = np.arange(4)
-    return table
-
-
-def _side(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Number of the side that each of ``(n, 2)`` steps crosses."""
-    return np.asarray((steps @ _STEPS.T).argmax(axis=1))
-
-
-_SIDE_BEFORE: Final = _sides()
 
 
 def in_squares(n_tiles: int, seams: Links) -> npt.NDArray[np.bool_]:
@@ -50,7 +29,7 @@ def in_squares(n_tiles: int, seams: Links) -> npt.NDArray[np.bool_]:
     # Every seam in both directions: the tile, the side it is left by, who lies there, and how.
     here = np.concatenate([pairs[:, 0], pairs[:, 1]])
     there = np.concatenate([pairs[:, 1], pairs[:, 0]])
-    side = _side(np.concatenate([steps, -turned_each(steps, back)]))
+    side = (np.concatenate([steps, -turned_each(steps, back)]) @ STEPS.T).argmax(axis=1)
     turns = np.concatenate([turn, back])
     beside = np.full((n_tiles + 1, 4), n_tiles)
     how = np.zeros((n_tiles + 1, 4), np.int8)
@@ -59,10 +38,10 @@ def in_squares(n_tiles: int, seams: Links) -> npt.NDArray[np.bool_]:
     for step in (1, 3):
         across = (side + step) % 4
         # Over the neighbour and then across, and the other way round: the same fourth tile?
-        side_there = _SIDE_BEFORE[turns, across]
+        side_there = SIDES[turns, across]
         fourth, its_turn = beside[there, side_there], COMPOSED[how[there, side_there], turns]
         corner, its = beside[here, across], how[here, across]
-        side_corner = _SIDE_BEFORE[its, side]
+        side_corner = SIDES[its, side]
         other, other_turn = beside[corner, side_corner], COMPOSED[how[corner, side_corner], its]
         found |= (fourth < n_tiles) & (fourth == other) & (its_turn == other_turn)
     n = len(seams)

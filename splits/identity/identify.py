@@ -115,8 +115,8 @@ def identify(
     else:
         _by_file(table)
     other = ~_of_classes(table, classes)
-    if other.any():
-        left_out = table.loc[other, ["tile_id", "slide_label"]].astype(object)
+    left_out = table.loc[other, ["tile_id", "slide_label"]].astype(object).to_numpy().tolist()
+    if left_out:
         table = table[~other].reset_index(drop=True)
         evidence = None if evidence is None else evidence.of(~other)
         embedding = None if embedding is None else embedding[~other]
@@ -170,7 +170,7 @@ def identify(
         "candidates": list(names.candidates),
         "unidentified": left if declared else [],
         "blank": [] if declared else left,
-        "other_classes": left_out.to_numpy().tolist() if other.any() else [],
+        "other_classes": left_out,
     }
     if truth is not None:
         report["scores"] = score(result, read_csv(truth), seed=0)

@@ -28,6 +28,7 @@ from splits.artifacts import (
     atomic,
     digest,
     digests_of,
+    file_digest,
     is_current,
     read_json,
     read_table,
@@ -114,18 +115,24 @@ def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -
         )
         raise InputError(message)
     names = read_table(scanned)["tile_id"].tolist()
-    fields = {"name", "args", "image_px", "pretrained", "checkpoint"}
-    made_from = digest([digests_of(scanned), settings.model_dump(mode="json", include=fields)])
+    fields = {"name", "args", "image_px", "pretrained"}
+    asked = settings.model_dump(mode="json", include=fields)
+    weights = settings.checkpoint
+    # Other weights may come to stand under the same name.
+    own = file_digest(weights) if weights is not None and weights.is_file() else None
+    made_from = digest([digests_of(scanned), asked, own])
     path = run / EMBEDDING
-    if path.exists() and str(np.load(path)["made_from"]) == made_from:
-        return
+    if path.exists():
+        with np.load(path) as made:
+            if str(made["made_from"]) == made_from:
+                return
     encoder = create(
         settings.name,
         n_channels=3,
         n_classes=1,
         image_px=settings.image_px,
         pretrained=settings.pretrained,
-        checkpoint=settings.checkpoint,
+        checkpoint=weights,
         args=settings.args,
     )
     fabric = devices.fabric(config.compute)

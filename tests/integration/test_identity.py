@@ -225,4 +225,7 @@ def test_features_are_evidence_where_ids_are_missing(tmp_path: Path, capsys: Say
     (run / "identity.json").unlink()
     assert call("identify", run) == 0
     assert (run / "cache" / "embedding.npz").stat().st_mtime_ns == stamp
+    safetensors.torch.save_file(timm.create_model("resnet10t").state_dict(), weights)
+    assert call("identify", run) == 0
+    assert (run / "cache" / "embedding.npz").stat().st_mtime_ns != stamp
     assert "belong to a manifest" in fails(capsys, 2, "identify", run, "--columns", "slide_id=x")

@@ -150,7 +150,7 @@ def plan(
     rare = int(np.argmin(np.where(trial.n_class > 0, trial.n_class, np.inf)))
     needs = []
     if width is not None:
-        needs.append(_need_width(cohort, trial, now.width, width, settings))
+        needs.append(_need_width(cohort, trial, width, settings))
     if difference is not None:
         needs.append(_need_difference(cohort, trial, difference, settings))
     doubled = (
@@ -183,9 +183,9 @@ def plan(
 _Settings = tuple[Expected, int, int, int]
 
 
-def _need_width(cohort: Cohort, trial: Trial, width: float, wanted: float, use: _Settings) -> Need:
-    """Scale by the square root law; where the simulation there differs, scale once more."""
-    less = (width / wanted) ** 2
+def _need_width(cohort: Cohort, trial: Trial, wanted: float, use: _Settings) -> Need:
+    """Scale the normal width by the square root; where the simulation differs, scale once more."""
+    less = trial.normal_width**2 / wanted**2
     patients = _at_least(cohort.n_patients * less, use[0])
     found = _simulated_width(cohort, patients, use)
     if found is not None and abs(found / wanted - 1) > 0.01:
@@ -259,13 +259,17 @@ def _warnings(cohort: Cohort, trial: Trial, expected: Expected, now: Precision) 
     test = trial.test
     yield from statistics.caveats(test.label, test.patient, test.classes)
     if expected.n_folds is not None:
-        for k, name in enumerate(cohort.classes):
-            n = len(np.unique(cohort.patient[cohort.label == k]))
-            if n < expected.n_folds:
-                yield (
-                    f"class {name!r} has {n} patient(s) for {expected.n_folds} folds: "
-                    "some folds test without it"
-                )
+        counts = {
+            name: len(np.unique(cohort.patient[cohort.label == k]))
+            for k, name in enumerate(cohort.classes)
+        }
+        rare = min(counts, key=lambda name: counts[name])
+        n_short = sum(n < expected.n_folds for n in counts.values())
+        if n_short:
+            yield (
+                f"{n_short} class(es) have fewer patients than the {expected.n_folds} folds, "
+                f"{rare!r} has {counts[rare]}: some folds test without it"
+            )
     largest = int(np.argmax(trial.n_class))
     chance = trial.n_class[largest] / test.n_slides
     if trial.truth <= chance:
@@ -273,7 +277,8 @@ def _warnings(cohort: Cohort, trial: Trial, expected: Expected, now: Precision) 
             f"accuracy {trial.truth:.3g} is not above chance: calling every slide "
             f"{test.classes[largest]!r} is right for {chance:.3g}"
         )
-    if now.coverage < 0.93:
+    # Both bounds are 2.7 standard errors from the nominal value with 400 cohorts.
+    if now.coverage < 0.92:
         yield (
             f"the 95 % interval held the truth in {now.coverage:.1%} of the simulated cohorts: "
             "it will be too narrow"

@@ -95,6 +95,7 @@ class Trial:
         self.own = (1 - correlation) * independent
         self.shared = correlation * float(np.einsum("ia,ab,ib->", held, kernel, held)) / n**2
         self.design_effect = (self.own + self.shared) / independent
+        self.normal_width = 2 * _Z * float(np.sqrt(self.own + self.shared))
 
     def _set_discordance(self, given: float | None) -> None:
         """Discordance of each class, in proportion to the variance of its accuracy."""

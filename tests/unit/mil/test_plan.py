@@ -280,9 +280,23 @@ def test_what_limits_a_plan_is_said():
         even_cohort(slides=30, patients=12, classes=4), Expected(0.2), n_cohorts=50, n_draws=100
     )
     said = " ".join(found.warnings)
-    for part in ("only 12 patient(s)", "3 patient(s) for 5 folds", "not above chance"):
+    for part in (
+        "only 12 patient(s)",
+        "4 class(es) have fewer patients than the 5 folds, '1' has 3",
+        "not above chance",
+    ):
         assert part in said
     assert not plan(even_cohort(slides=400, patients=200), Expected(0.7), n_draws=500).warnings
+
+
+def test_classes_of_one_patient_give_a_warning_and_no_crash():
+    table = pd.DataFrame({"patient_id": [f"P{i}" for i in range(30)], "label": range(30)})
+    found = plan(table_cohort(table), Expected(0.7), width=0.2, n_cohorts=50, n_draws=100)
+    assert found.now.width == 0
+    assert found.now.coverage < 0.5
+    assert any("they are in every draw" in line for line in found.warnings)
+    assert len(found.warnings) < 6
+    assert found.needs[0].patients >= 20
 
 
 def test_a_difference_that_nothing_can_see_is_none():

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mil.config import Config
 from mil.prepare import read_tiles
-from splits import folds as folding
+from splits import split as splitting
 from splits import tiles
 from splits.artifacts import digest, digests_of, require_digests
 
@@ -64,7 +64,7 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
         InputError: The split is missing or of another tile table.
     """
     table = read_tiles(run)
-    split = folding.load(run)
+    split = splitting.load(run)
     identity = tiles.identity_digest(table)
     require_digests(run / "split.json", {"identity": identity}, f"slidewise split {run}")
     found = digests_of(run / "split.json")
@@ -78,7 +78,7 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
         yield Fold(
             number=int(number),
             classes=classes,
-            slides={part: sorted(names) for part, names in folding.parts(split, number).items()},
+            slides={part: sorted(names) for part, names in splitting.parts(split, number).items()},
             labels=labels,
             rows_by_slide=rows,
             tile_ids=table["tile_id"].to_numpy(dtype=object),

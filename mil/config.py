@@ -90,20 +90,44 @@ class Identity(_Section):
 class Split(_Section):
     """How groups are dealt to folds."""
 
-    method: Literal["kfold", "holdout"] = "kfold"
-    """``kfold``: every slide is tested once. ``holdout``: one fold by ``ratios``."""
+    method: Literal["kfold", "holdout", "leave-one-site-out"] = "kfold"
+    """``kfold``: every slide is tested once. ``holdout``: one fold by ``ratios``.
+    ``leave-one-site-out``: one fold a site; needs ``unit=site``."""
     folds: int = Field(5, ge=2)
     """Folds of ``kfold``."""
+    repeats: PositiveInt = 1
+    """Times that ``kfold`` is dealt anew. A run trains and tests one repeat: for more, take
+    ``slidewise split`` alone."""
+    inner: int | None = Field(None, ge=2)
+    """Folds within each fold of ``kfold``, for your own selection: ``split_inner.csv``."""
     val_share: float = Field(0.2, gt=0, lt=1)
     """Share of a fold's non-test slides that validate."""
     ratios: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Train, val and test shares of ``holdout``."""
     unit: Literal["patient", "slide", "site"] = "patient"
-    """What is never cut."""
-    balance: tuple[Literal["label", "site", "tiles"], ...] = ("label", "tiles")
+    """What is never cut; with ``site``, k-fold is site-preserved."""
+    balance: tuple[Literal["label", "tissue", "site", "tiles", "stain"], ...] = (
+        "label",
+        "tiles",
+    )
     """What is balanced over folds and parts."""
+    label_policy: Literal["slide", "majority", "max", "reject"] = "slide"
+    """What counts where the slides of a patient differ in label: each its own, the commonest for
+    all, the highest for all, or nothing until the table is corrected."""
+    label_order: tuple[str, ...] | None = None
+    """Classes from lowest to highest, for ``max`` and ties of ``majority``; numbers need none."""
     seed: int = 0
     """Seed of the search."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Split:
+        if self.method == "leave-one-site-out" and self.unit != "site":
+            message = f"split.method=leave-one-site-out needs split.unit=site, not {self.unit}"
+            raise ValueError(message)
+        if self.method != "kfold" and (self.repeats > 1 or self.inner is not None):
+            message = f"split.repeats and split.inner belong to kfold, not to {self.method}"
+            raise ValueError(message)
+        return self
 
 
 class Stain(_Section):

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from splits import folds
+from splits import split as splitting
 from splits.artifacts import digest, read_table
 from splits.errors import InputError, unknown
 
@@ -109,7 +109,7 @@ def tested_folds(run: Path) -> dict[str, int]:
     Raises:
         InputError: There is no split, or a slide is in the test part of two folds.
     """
-    table = folds.load(run).table
+    table = splitting.load(run).table
     test = table[table["part"] == "test"]
     twice = sorted(test.loc[test["slide_id"].duplicated(), "slide_id"])
     if test.empty or twice:

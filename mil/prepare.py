@@ -19,7 +19,8 @@ import pandas as pd
 from mil import phantom
 from mil.config import Config, Split
 from splits import audit as auditing
-from splits import folds, formats, ledger, slide_table, tiles
+from splits import folds, formats, labels, ledger, slide_table, tiles
+from splits import split as splitting
 from splits.artifacts import (
     atomic,
     digest,
@@ -28,7 +29,6 @@ from splits.artifacts import (
     is_current,
     read_json,
     read_table,
-    write_csv,
     write_json,
     write_table,
 )
@@ -115,6 +115,7 @@ def identify(
         "unit": config.split.unit,
         "folds": config.split.folds,
         "classes": config.data.classes,
+        "labels": [config.split.label_policy, _label_order(config)],
     }
     digests = {"pixels": tiles.pixels_digest(table), "identify": digest(settings)}
     if is_current(run / "identity.json", digests) and "identity" in digests_of(
@@ -146,7 +147,7 @@ def identify(
         for name, label in report.pop("other_classes")
     ]
     ledger.record(run, "identify", left)
-    tiles.slides(identified)
+    identified, report["labels"] = _settle_labels(identified, config)
     digests_table = {
         **digests_of(scanned),
         "pixels": tiles.pixels_digest(identified),
@@ -200,7 +201,21 @@ def _read_row(root: Path, names: npt.NDArray[np.str_], row: int) -> npt.NDArray[
     return read_tile(root, str(names[row]))
 
 
-def split(run: Path, config: Config) -> folds.Split:
+def _label_order(config: Config) -> Sequence[str] | None:
+    return config.split.label_order or config.data.classes
+
+
+def _settle_labels(table: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Apply the label policy to the tile table; every later stage sees the labels that count."""
+    policy = config.split.label_policy
+    slides, changed = labels.apply(tiles.slides(table), policy, _label_order(config))
+    if changed:
+        label = slides.set_index("slide_id")["label"]
+        table = table.assign(slide_label=table["slide_id"].map(label).astype("string"))
+    return table, {"policy": policy, "relabelled": changed}
+
+
+def split(run: Path, config: Config) -> splitting.Split:
     """Deal the groups to folds: ``split.csv`` and ``split.json``.
 
     Raises:
@@ -220,15 +235,15 @@ def split(run: Path, config: Config) -> folds.Split:
         "split": digest(settings.model_dump(mode="json")),
     }
     if is_current(run / "split.json", digests) and (run / "split.csv").exists():
-        return folds.load(run)
-    result = _deal(slides, settings)
-    folds.save(result, run, digests)
+        return splitting.load(run)
+    result = _deal(slides, settings, report["labels"])
+    splitting.save(result, run / "split.csv", digests)
     return result
 
 
 def split_table(
     source: Path, out: Path, settings: Split, columns: Mapping[str, str]
-) -> tuple[folds.Split, list[str]]:
+) -> tuple[splitting.Split, list[str]]:
     """Split a table of slides, without tiles: ``out`` (CSV) and its JSON beside it.
 
     Returns:
@@ -236,22 +251,36 @@ def split_table(
     """
     slides, notes = slide_table.read(source, columns)
     _require_labels(slides)
+    policy = settings.label_policy
+    slides, changed = labels.apply(slides, policy, settings.label_order)
     if "group_id" not in slides.columns:
         slides = slides.assign(group_id=slides["slide_id"])
-    result = _deal(folds.regroup(slides, settings.unit), settings)
-    write_csv(out, result.table)
+    slides = folds.regroup(slides, settings.unit)
+    result = _deal(slides, settings, {"policy": policy, "relabelled": changed})
     digests = {"slides": digest(slides.astype(str).to_numpy().tolist())}
-    write_json(out.with_suffix(".json"), result.meta, digests)
+    splitting.save(result, out, digests)
     return result, notes
 
 
-def _deal(slides: pd.DataFrame, settings: Split) -> folds.Split:
-    if settings.method == "kfold":
-        deal = partial(folds.kfold, folds=settings.folds, val_share=settings.val_share)
+def _deal(slides: pd.DataFrame, settings: Split, settled: Mapping[str, Any]) -> splitting.Split:
+    deal: Callable[..., splitting.Split]
+    if settings.method == "holdout":
+        deal = partial(folds.holdout, ratios=settings.ratios, unit=settings.unit, prove=True)
+    elif settings.method == "leave-one-site-out":
+        deal = partial(folds.leave_one_site_out, val_share=settings.val_share)
     else:
-        deal = partial(folds.holdout, ratios=settings.ratios)
-    result = deal(slides, balance=settings.balance, seed=settings.seed, unit=settings.unit)
-    folds.check(result, slides)
+        deal = partial(
+            folds.kfold,
+            folds=settings.folds,
+            repeats=settings.repeats,
+            inner=settings.inner,
+            val_share=settings.val_share,
+            unit=settings.unit,
+            prove=True,
+        )
+    result = deal(slides, balance=settings.balance, seed=settings.seed)
+    result.meta.update(label_policy=settled["policy"], relabelled=settled["relabelled"])
+    splitting.check(result, slides)
     return result
 
 
@@ -280,7 +309,7 @@ def audit(run: Path, config: Config) -> dict[str, Any]:
 
 def audit_run(run: Path, config: Config) -> dict[str, Any]:
     """Findings on the run's split, a leak included, as ``audit.json`` holds them."""
-    result = folds.load(run)
+    result = splitting.load(run)
     table = read_tiles(run)
     digests = {**digests_of(run / "split.json"), "table": result.digest}
     path = run / "audit.json"

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from splits.folds import Split
+from splits.split import Split
 
 __all__ = [
     "Screen",

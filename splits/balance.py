@@ -2,14 +2,16 @@
 
 The cost of an assignment is the squared error of every part's sum against its share of the total,
 over feature columns that are scaled to a total of one. Squares, and not the largest error: one
-group that holds most of a class would let every other term of a minimax go slack. A greedy start
-(largest group first) is improved by single moves and by swaps of two groups; the best of several
-starts is kept, or of all assignments where these are few. All budgets count steps, never seconds,
-so a seed gives one result on any machine.
+group that holds most of a class would let every other term of a minimax go slack. A start (largest
+group first, or in turn where groups are many) is improved by single moves and by swaps of two
+groups until none helps. Small cohorts, where that ends in local optima, are shaken and improved
+again many times. All budgets count steps, never seconds, so a seed gives one result on any machine.
+How far the result can be from the best there is, :mod:`splits.optimum` says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -17,29 +19,32 @@ import numpy.typing as npt
 
 from splits.errors import InputError
 
-__all__ = ["assign", "cost"]
+__all__ = ["assign", "cost", "scale"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Score = tuple[int, float]
 
-_TOLERANCE: Final = 1e-12
-_SAMPLE: Final = 256  # groups a side of a swap search; below it the search is exhaustive
-_SWEEPS: Final = 40  # a sweep is one improvement round over all pairs of parts
-_GAIN: Final = 0.02  # a sweep over many groups that gains a smaller share of the cost is the last
-_MOVES: Final = 400  # single moves a sweep, and for many groups, where swaps do the fine work:
-_MOVES_LARGE: Final = 4
-_ALL: Final = 15  # binary digits of the number of assignments up to which all are tried
-_SMALL: Final = 2_000  # groups up to which many starts are cheap
+_TOLERANCE: Final = 1e-13
+_ONE_BY_ONE: Final = 20_000  # groups at the most that are dealt one by one, the rest in turn
+_JITTER: Final = 0.5  # of the logarithm of a group's squared size, when groups are put in order
+_POOL: Final = 3_000  # groups that moves and swaps choose from; of more, a sample
+_SWEEPS: Final = 12  # rounds over all pairs of parts, at the most
+_SWAPS: Final = 12  # swaps between two parts in a round, at the most
+_MOVES: Final = 400  # single moves in a round, at the most
+_SHAKEN: Final = ((64, 160), (400, 24), (2_000, 4))  # groups up to which, times shaken
+_PERIOD: Final = 1_000  # length of the pattern in which groups are dealt in turn, at the most
 
 
 def assign(
     features: npt.NDArray[np.floating],
     shares: npt.ArrayLike,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     weights: npt.ArrayLike | None = None,
     classes: npt.ArrayLike | None = None,
     fixed: npt.ArrayLike | None = None,
+    enough: float = 0.0,
 ) -> Ints:
     """Deal groups to parts so that each part holds its share of every feature.
 
@@ -55,6 +60,8 @@ def assign(
             in fewer groups than there are parts reaches as many parts as it has groups, as far as
             groups that hold several classes allow.
         fixed: Part of groups that may not move, ``(n_groups,)``, -1 where free.
+        enough: Cost at which the search ends. A few dozen groups have one best assignment, which
+            every seed would find; with a cost that is good enough, seeds differ.
 
     Returns:
         The part of each group, ``(n_groups,)``, in ``0 .. n_parts - 1``.
@@ -71,25 +78,22 @@ def assign(
     if not np.isfinite(amounts).all() or (amounts < 0).any() or (share <= 0).any():
         message = "features must be finite and not negative, shares positive"
         raise InputError(message)
-    scaled = _scale(amounts, weights)
     # A last column of ones makes "no part is empty" one more class that must reach every part.
     held = np.ones((n_groups, 1), dtype=np.bool_)
     if classes is not None:
         held = np.hstack([np.asarray(classes) > 0, held])
     pins = np.full(n_groups, -1) if fixed is None else np.asarray(fixed, dtype=np.int64)
-    search = _Search(scaled, share / share.sum(), held, pins)
-    n_starts = 8 if n_groups <= _SMALL else 2
-    best: tuple[tuple[int, float], Ints] | None = None
-    for start in range(n_starts):
-        score = search.run(np.random.default_rng([seed, start]), jitter=0.0 if start == 0 else 0.5)
-        if best is None or score < best[0]:
-            best = (score, search.part.copy())
-    if best is None:  # n_starts is at least 2
-        raise AssertionError
-    if n_groups * np.log2(n_parts) <= _ALL:
-        score, part = search.best_of_all()
-        if (score[0], score[1] + _TOLERANCE) < best[0]:
-            return part
+    search = _Search(scale(amounts, weights), share / share.sum(), held, pins)
+    rng = np.random.default_rng(seed)
+    search.start(rng)
+    best = search.improve(rng), search.part.copy()
+    for _ in range(next((times for most, times in _SHAKEN if n_groups <= most), 0)):
+        if best[0] <= (0, enough):
+            break
+        search.shake(best[1], rng)
+        score = search.improve(rng)
+        if score <= (best[0][0], best[0][1] + _TOLERANCE):
+            best = score, search.part.copy()
     return best[1]
 
 
@@ -101,33 +105,33 @@ def cost(
 ) -> float:
     """Squared error of an assignment, as minimised by :func:`assign` (0 is perfect)."""
     share = np.asarray(shares, dtype=np.float64)
-    error = _errors(
-        _scale(np.asarray(features, dtype=np.float64), weights),
-        share / share.sum(),
-        np.asarray(part, dtype=np.int64),
-    )
+    scaled = scale(np.asarray(features, dtype=np.float64), weights)
+    error = _sums(scaled, np.asarray(part, dtype=np.int64), len(share))
+    error -= np.outer(share / share.sum(), scaled.sum(axis=0))
     return float((error**2).sum())
 
 
-def _scale(amounts: Floats, weights: npt.ArrayLike | None) -> Floats:
+def scale(amounts: Floats, weights: npt.ArrayLike | None = None) -> Floats:
+    """Feature columns with a total of one each (zero where they are empty), times the weights."""
     totals = amounts.sum(axis=0)
-    scaled = amounts / np.where(totals > 0, totals, 1.0)
-    return scaled if weights is None else scaled * np.asarray(weights, dtype=np.float64)
+    factor = 1 / np.where(totals > 0, totals, 1.0)
+    return amounts * (factor if weights is None else factor * np.asarray(weights, np.float64))
 
 
-def _errors(scaled: Floats, share: Floats, part: Ints) -> Floats:
-    """Sum of each part minus its target, ``(n_parts, d)``."""
-    return np.asarray(_sums(scaled, part, len(share)) - np.outer(share, scaled.sum(axis=0)))
-
-
-def _sums(rows: Floats, part: Ints, n_parts: int) -> Floats:
+def _sums(rows: npt.NDArray[np.number], part: Ints, n_parts: int) -> Floats:
     """Sum of the rows of each part, ``(n_parts, d)``."""
     member = (part[None, :] == np.arange(n_parts)[:, None]).astype(np.float64)
     return np.asarray(member @ rows)
 
 
 class _Search:
-    """One assignment that is built, repaired and improved in place."""
+    """One assignment that is built, repaired and improved in place.
+
+    Attributes:
+        part: Part of each group, ``(n_groups,)``.
+        error: Sum of each part minus its target, ``(n_parts, d)``.
+        counts: Groups of each part that hold a class, ``(n_parts, n_classes)``.
+    """
 
     def __init__(
         self, scaled: Floats, share: Floats, held: npt.NDArray[np.bool_], pins: Ints
@@ -135,54 +139,73 @@ class _Search:
         self.scaled, self.share, self.pins = scaled, share, pins
         self.held = held.astype(np.float64)
         self.free = pins < 0
-        self.norm2 = np.asarray((scaled**2).sum(axis=1))
+        self.norm2 = np.asarray(np.einsum("ij,ij->i", scaled, scaled))
+        self.target = np.outer(share, scaled.sum(axis=0))
         # Groups that hold the same classes can be swapped without any class leaving a part.
-        self.signature = np.unique(held, axis=0, return_inverse=True)[1].reshape(-1)
+        code = held @ np.random.default_rng(0).integers(1, 2**40, held.shape[1])
+        self.signature = np.asarray(code)
         self.wanted = np.minimum(held.sum(axis=0), len(share))
-        self.part = np.zeros(len(scaled), dtype=np.int64)
-        self.error = np.zeros((len(share), scaled.shape[1]))
+        self.part = pins.copy()  # -1 as long as a group is not dealt
+        self.error = np.zeros_like(self.target)
         self.counts = np.zeros((len(share), held.shape[1]))
 
-    def run(self, rng: np.random.Generator, jitter: float) -> tuple[int, float]:
-        """Start, repair, improve; returns (classes missing from parts, cost)."""
-        self._start(rng, jitter)
+    def start(self, rng: np.random.Generator) -> None:
+        """Deal the groups one by one, large ones first; of very many, most in turn before that.
+
+        Each goes to the part whose sum then comes nearest to its target.
+        """
+        rows = np.flatnonzero(self.free)
+        if len(rows) > _ONE_BY_ONE:
+            rows = self._in_turn(rows)
+        error = _sums(self.scaled, self.part, len(self.share)) - self.target
+        size = self.norm2[rows] * np.exp(_JITTER * rng.standard_normal(len(rows)))
+        for row in rows[np.argsort(-size, kind="stable")]:
+            chosen = int(np.argmin(error @ self.scaled[row]))
+            self.part[row] = chosen
+            error[chosen] += self.scaled[row]
+
+    def shake(self, part: Ints, rng: np.random.Generator) -> None:
+        """Start again from ``part`` with a few groups dealt at random."""
+        self.part = part.copy()
+        rows = np.flatnonzero(self.free)
+        moved = rng.permutation(rows)[: int(rng.integers(2, 8))]
+        self.part[moved] = rng.integers(0, len(self.share), len(moved))
+
+    def improve(self, rng: np.random.Generator) -> Score:
+        """Repair and improve; returns (classes missing from parts, cost)."""
+        self._recount()
         self._repair(rng)
-        self._improve(rng)
+        pool = np.flatnonzero(self.free)
+        if len(pool) > _POOL:
+            pool = np.sort(rng.choice(pool, _POOL, replace=False))
+        for _ in range(_SWEEPS):
+            improved = self._single_moves(pool)
+            for a in range(len(self.share)):
+                for b in range(a + 1, len(self.share)):
+                    improved |= self._swap(pool, a, b)
+            if not improved:
+                break
+        self._recount()  # rounding errors have added up
         return self._missing(), float((self.error**2).sum())
 
-    def best_of_all(self) -> tuple[tuple[int, float], Ints]:
-        """Score and parts of the best of all assignments: few groups have local optima."""
-        n_groups, n_parts = len(self.part), len(self.share)
-        number = np.arange(n_parts**n_groups)
-        allowed = np.ones(len(number), np.bool_)
-        error = np.repeat(-np.outer(self.share, self.scaled.sum(axis=0))[None], len(number), axis=0)
-        counts = np.zeros((len(number), n_parts, self.held.shape[1]), np.int16)
-        for row in range(n_groups):
-            part = number // n_parts**row % n_parts
-            allowed &= self.free[row] | (part == self.pins[row])
-            error[number, part] += self.scaled[row]
-            counts[number, part] += self.held[row].astype(np.int16)
-        missing = np.maximum(self.wanted - (counts > 0).sum(axis=1), 0).sum(axis=1)
-        cost = (error**2).sum(axis=(1, 2))
-        best = int(np.lexsort((cost, missing, ~allowed))[0])
-        score = int(missing[best]), float(cost[best])
-        return score, best // n_parts ** np.arange(n_groups) % n_parts
+    def _in_turn(self, rows: Ints) -> Ints:
+        """Deal groups of one kind (the same columns filled) in turn, sorted by size.
 
-    def _start(self, rng: np.random.Generator, jitter: float) -> None:
-        """Largest first, each to the part whose sum then comes nearest to its target."""
-        key = np.sqrt(self.norm2) * np.exp(jitter * rng.standard_normal(len(self.norm2)))
-        target = np.outer(self.share, self.scaled.sum(axis=0))
-        error = _sums(self.scaled, self.pins, len(self.share)) - target
-        self.part = np.where(self.free, 0, self.pins)
-        for row in np.argsort(-key, kind="stable"):
-            if self.free[row]:
-                chosen = int(np.argmin(error @ self.scaled[row]))
-                self.part[row] = chosen
-                error[chosen] += self.scaled[row]
-        self._recount()
+        Returns:
+            Rows that were kept back, of all kinds and sizes, to even out what this leaves uneven.
+        """
+        filled = self.scaled[rows] > 0
+        kind = filled @ np.random.default_rng(0).random(filled.shape[1])
+        order = rows[np.lexsort((-self.norm2[rows], kind))]
+        late = np.linspace(0, len(order) - 1, _ONE_BY_ONE).astype(np.int64)
+        order, kept = np.delete(order, late), order[late]
+        pattern = _pattern(self.share)
+        # Back and forth, so that no part is always first to choose.
+        self.part[order] = np.resize(np.concatenate([pattern, pattern[::-1]]), len(order))
+        return kept
 
     def _recount(self) -> None:
-        self.error = _errors(self.scaled, self.share, self.part)
+        self.error = _sums(self.scaled, self.part, len(self.share)) - self.target
         self.counts = _sums(self.held, self.part, len(self.share))
 
     def _missing(self) -> int:
@@ -197,18 +220,14 @@ class _Search:
         self.counts[to] += self.held[row]
         self.part[row] = to
 
-    def _deltas(self) -> tuple[Floats, Floats]:
-        """Change of cost and of missing classes for every move, both ``(n_groups, n_parts)``."""
-        dot = self.scaled @ self.error.T
-        own = np.take_along_axis(dot, self.part[:, None], axis=1)
-        delta = 2 * (dot - own) + 2 * self.norm2[:, None]
-        last = self.held @ (self.counts == 1).T.astype(np.float64)
-        lost = np.take_along_axis(last, self.part[:, None], axis=1)
-        missing = lost - self.held @ (self.counts == 0).T.astype(np.float64)
-        here = (np.arange(len(self.part)), self.part)
-        for table in (delta, missing):
-            table[here] = np.inf
-            table[~self.free] = np.inf
+    def _deltas(self, rows: Ints) -> tuple[Floats, Floats]:
+        """Change of cost and of missing classes for every move, both ``(len(rows), n_parts)``."""
+        dot = self.scaled[rows] @ self.error.T
+        here = (np.arange(len(rows)), self.part[rows])
+        delta = 2 * (dot - dot[here][:, None]) + 2 * self.norm2[rows][:, None]
+        last = self.held[rows] @ (self.counts == 1).T.astype(np.float64)
+        missing = last[here][:, None] - self.held[rows] @ (self.counts == 0).T.astype(np.float64)
+        delta[here] = missing[here] = np.inf
         return delta, missing
 
     def _repair(self, rng: np.random.Generator) -> None:
@@ -217,78 +236,71 @@ class _Search:
         A class can only be stuck behind groups that hold several classes; steps that leave the
         number of missing classes as it is then lead around the obstacle.
         """
-        budget = 20 + 4 * self._missing()
-        for _ in range(budget):
-            if self._missing() == 0 or not self.free.any():
+        rows = np.flatnonzero(self.free)
+        for _ in range(20 + 4 * self._missing()):
+            if self._missing() == 0 or len(rows) == 0:
                 return
-            delta, missing = self._deltas()
+            delta, missing = self._deltas(rows)
             least = missing.min()
             if least < 0:
-                row, to = divmod(
-                    int(np.argmin(np.where(missing == least, delta, np.inf))), len(self.share)
-                )
+                move = int(np.argmin(np.where(missing == least, delta, np.inf)))
             else:
-                options = np.flatnonzero((missing <= max(least, 0)) & np.isfinite(delta))
-                row, to = divmod(int(rng.choice(options)), len(self.share))
-            self._move(row, to)
+                move = int(rng.choice(np.flatnonzero(missing <= max(least, 0))))
+            row, to = divmod(move, len(self.share))
+            self._move(int(rows[row]), to)
 
-    def _improve(self, rng: np.random.Generator) -> None:
-        n_parts = len(self.share)
-        small = len(self.part) <= _SAMPLE
-        before = np.inf
-        for _ in range(_SWEEPS * (5 if small else 1)):
-            self._recount()  # also stops rounding errors from adding up
-            now = float((self.error**2).sum())
-            if not small and now > before * (1 - _GAIN):
-                break
-            before = now
-            improved = self._single_moves(_MOVES if small else _MOVES_LARGE)
-            for a in range(n_parts):
-                for b in range(a + 1, n_parts):
-                    improved |= self._swap(a, b, rng)
-            if not improved and small:
-                return
-        self._recount()
-
-    def _single_moves(self, budget: int) -> bool:
+    def _single_moves(self, pool: Ints) -> bool:
         improved = False
-        for _ in range(budget):
-            delta, missing = self._deltas()
+        for _ in range(_MOVES):
+            delta, missing = self._deltas(pool)
             delta[missing > 0] = np.inf
-            best = int(np.argmin(delta))
-            if delta.flat[best] >= -_TOLERANCE:
+            best = int(np.argmin(delta)) if len(pool) else 0
+            if len(pool) == 0 or delta.flat[best] >= -_TOLERANCE:
                 break
-            self._move(*divmod(best, len(self.share)))
+            row, to = divmod(best, len(self.share))
+            self._move(int(pool[row]), to)
             improved = True
         return improved
 
-    def _swap(self, a: int, b: int, rng: np.random.Generator) -> bool:
-        """Swap the two groups of parts ``a`` and ``b`` whose exchange lowers the cost most.
+    def _swap(self, pool: Ints, a: int, b: int) -> bool:
+        """Swap groups of parts ``a`` and ``b`` while that lowers the cost, the best pair first.
 
         With ``w = v_g - v_h`` the change is ``2 w.(e_b - e_a) + 2 |w|^2``.
         """
-        rows_a, rows_b = self._candidates(a, rng), self._candidates(b, rng)
+        rows_a, rows_b = (pool[self.part[pool] == part] for part in (a, b))
         if len(rows_a) == 0 or len(rows_b) == 0:
             return False
         left, right = self.scaled[rows_a], self.scaled[rows_b]
-        slope = self.error[b] - self.error[a]
-        delta = (left @ slope + self.norm2[rows_a])[:, None]
-        delta = delta + (self.norm2[rows_b] - right @ slope)[None, :] - 2 * (left @ right.T)
-        stays_a = (self.held[rows_a] * (self.counts[a] == 1)).any(axis=1)
-        stays_b = (self.held[rows_b] * (self.counts[b] == 1)).any(axis=1)
-        if stays_a.any() or stays_b.any():
-            alike = self.signature[rows_a][:, None] == self.signature[rows_b][None, :]
-            delta[(stays_a[:, None] | stays_b[None, :]) & ~alike] = np.inf
-        best = int(np.argmin(delta))
-        if delta.flat[best] >= -_TOLERANCE:
-            return False
-        i, j = divmod(best, len(rows_b))
-        self._move(int(rows_a[i]), b)
-        self._move(int(rows_b[j]), a)
+        product = left @ right.T
+        for n_swaps in range(_SWAPS):
+            slope = self.error[b] - self.error[a]
+            delta = (left @ slope + self.norm2[rows_a])[:, None] - 2 * product
+            delta += self.norm2[rows_b] - right @ slope
+            # The last group of a class in a part may only be swapped for one of the same classes.
+            stays_a = (self.held[rows_a] * (self.counts[a] == 1)).any(axis=1)
+            stays_b = (self.held[rows_b] * (self.counts[b] == 1)).any(axis=1)
+            if stays_a.any() or stays_b.any():
+                alike = self.signature[rows_a][:, None] == self.signature[rows_b][None, :]
+                delta[(stays_a[:, None] | stays_b[None, :]) & ~alike] = np.inf
+            i, j = divmod(int(np.argmin(delta)), len(rows_b))
+            if delta[i, j] >= -_TOLERANCE:
+                return n_swaps > 0
+            g, h = int(rows_a[i]), int(rows_b[j])
+            self._move(g, b)
+            self._move(h, a)
+            rows_a[i], rows_b[j] = h, g
+            left[i], right[j] = self.scaled[h], self.scaled[g]
+            product[i], product[:, j] = right @ left[i], left @ right[j]
         return True
 
-    def _candidates(self, part: int, rng: np.random.Generator) -> Ints:
-        rows = np.flatnonzero((self.part == part) & self.free)
-        if len(rows) <= _SAMPLE:
-            return rows
-        return np.asarray(np.sort(rng.choice(rows, _SAMPLE, replace=False)))
+
+def _pattern(share: Floats) -> Ints:
+    """Parts in the order in which they are dealt to, each as often as its share asks."""
+    n_parts = len(share)
+    exact = [n for n in range(n_parts, _PERIOD) if np.allclose(share * n, np.round(share * n))]
+    given, pattern = np.zeros(n_parts), []
+    for turn in range(exact[0] if exact else _PERIOD):
+        part = int(np.argmax(share * (turn + 1) - given))
+        given[part] += 1
+        pattern.append(part)
+    return np.array(pattern)

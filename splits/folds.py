@@ -1,89 +1,64 @@
-"""The split: every slide gets a fold and a part, and no group is ever cut.
+"""Ways to split: k-fold (repeated, nested), holdout, and one site left out at a time.
 
-In k-fold each slide is in the test part of exactly one fold, and each fold has a validation part
-of its own; a holdout is a single fold. The group (``group_id``) is what is dealt: the closure of
-patient, slide or site, whichever unit was chosen, and of every hard link between tiles.
+In k-fold each slide is in the test part of exactly one fold of a repeat, and each fold has a
+validation part of its own; a holdout is a single fold. The group (``group_id``) is what is dealt:
+the closure of patient, slide or site, whichever unit was chosen, and of every hard link between
+tiles. No group is ever cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from splits.artifacts import digest, read_csv, read_json, write_csv, write_json
-from splits.errors import InputError, NegativeVerdictError, unknown
-from splits.groups import BALANCE, PARTS, UNITS, Groups, regroup, slide_rows
+from splits.errors import InputError
+from splits.grouped import BALANCE, Groups
+from splits.groups import PARTS, UNITS, regroup
+from splits.optimum import Optimum
+from splits.split import EVERY_SLIDE_TESTED, Split
 
-__all__ = [
-    "BALANCE",
-    "PARTS",
-    "UNITS",
-    "Split",
-    "balance_table",
-    "check",
-    "holdout",
-    "kfold",
-    "load",
-    "parts",
-    "regroup",
-    "save",
-]
+__all__ = ["BALANCE", "UNITS", "holdout", "kfold", "leave_one_site_out", "regroup"]
 
-_VERSION: Final = 1
-_COLUMNS: Final = ("slide_id", "group_id", "fold", "part")
+_VERSION: Final = 2
+_TEST: Final = PARTS.index("test")
 
-
-@dataclass(frozen=True)
-class Split:
-    """Where every slide goes.
-
-    Attributes:
-        table: ``slide_id, group_id, fold, part``, sorted by fold and slide; one row a slide in each
-            fold.
-        meta: ``version, seed, method, unit, digest`` (of the slide table), ``folds, balanced``,
-            ``balance`` (one record a fold and part), ``floor`` (points per class), ``warnings``.
-    """
-
-    table: pd.DataFrame
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def n_folds(self) -> int:
-        """Number of folds; 1 for a holdout."""
-        return int(self.table["fold"].nunique())
-
-    @property
-    def digest(self) -> str:
-        """Digest of the table itself, so that an edited ``split.csv`` counts as another split."""
-        return digest(self.table[list(_COLUMNS)].astype(str).to_numpy().tolist())
+Ints = npt.NDArray[np.int64]
 
 
 def kfold(
     slides: pd.DataFrame,
     *,
     folds: int = 5,
+    repeats: int = 1,
+    inner: int | None = None,
     val_share: float = 0.2,
     balance: Sequence[str] = ("label", "tiles"),
     seed: int = 0,
     unit: str | None = None,
+    prove: bool = False,
 ) -> Split:
     """Deal groups to ``folds`` test parts, and within each fold set aside a validation part.
 
     Args:
-        slides: ``slide_id, group_id, label`` and, where known, ``patient_id, site_id, n_tiles``.
+        slides: ``slide_id, group_id, label`` and, where known, ``patient_id, site_id, n_tiles``,
+            and columns ``tissue:<type>`` (tiles) and ``stain:<bin>`` (slides) to balance.
         folds: Number of folds, at least 2.
+        repeats: Times the whole deal is made anew; repeat r has the folds from ``r * folds`` on.
+        inner: Folds within the training and validation slides of every fold (nested
+            cross-validation: choose within, test without); they are in ``Split.inner``.
         val_share: Share of a fold's slides outside its test part that validate.
-        balance: What the parts are balanced on: any of ``label``, ``site``, ``tiles``. The number
-            of slides and of groups always counts.
+        balance: What the parts are balanced on: any of ``label``, ``tissue``, ``site``, ``tiles``,
+            ``stain``. The number of slides and of groups always counts.
         seed: Seed of the search.
         unit: What the groups encode, ``patient``, ``slide`` or ``site``; checked where given,
-            otherwise the strongest of site, patient and slide that holds.
+            otherwise the strongest of site, patient and slide that holds. With ``site`` the folds
+            are site-preserved (Howard et al. 2021).
+        prove: Bound how much better the test parts could be, with an exact solver: seconds for at
+            most 60 groups, nothing for more. ``meta["optimum"]`` has the gap.
 
     Raises:
         InputError: The table or the request cannot be met; the message says what would meet it.
@@ -91,24 +66,54 @@ def kfold(
     if folds < 2:
         message = f"folds is {folds}: at least 2 are needed (for a single fold use a holdout)"
         raise InputError(message)
-    if not 0 < val_share < 1:
-        message = f"val_share is {val_share}: it must lie between 0 and 1, such as 0.2"
+    if repeats < 1:
+        message = f"repeats is {repeats}: it must be 1 or more"
         raise InputError(message)
     data = Groups(slides, balance, unit)
     if data.n < folds:
         message = f"{data.n} group(s) cannot fill {folds} folds: ask for {data.n} folds or fewer"
         raise InputError(message)
     data.require(2, "k-fold", "so that training is never without a class that is tested")
-    test_fold = data.assign(np.full(folds, 1 / folds), seed)
-    columns = []
-    for fold in range(folds):
-        rest = test_fold != fold
-        column = np.full(data.n, PARTS.index("test"))
-        column[rest] = data.train_or_val(rest, val_share, seed)
-        columns.append(column)
-    shares = [(1 - 1 / folds) * (1 - val_share), (1 - 1 / folds) * val_share, 1 / folds]
-    settings = {"method": "kfold", "folds": folds, "val_share": val_share, "seed": seed}
-    return _build(data, columns, shares, settings)
+    shares = np.full(folds, 1 / folds)
+    best = data.best(shares, prove=prove)
+    dealt = [data.assign(shares, [seed, repeat], best) for repeat in range(repeats)]
+    settings = {"method": "kfold", "folds": folds, "repeats": repeats, "seed": seed}
+    parts_ = _with_validation(data, dealt, val_share, seed)
+    settings |= {"val_share": val_share, "inner": inner}
+    split = _build(data, parts_, _shares(folds, val_share), settings, shares)
+    split.meta["optimum"] = _account(best, [data.cost(shares, part) for part in dealt])
+    return split if inner is None else _nested(split, data, parts_, inner, seed)
+
+
+def leave_one_site_out(
+    slides: pd.DataFrame,
+    *,
+    val_share: float = 0.2,
+    balance: Sequence[str] = ("label", "tiles"),
+    seed: int = 0,
+) -> Split:
+    """One fold a site, which is its test part; the groups have to be sites (``regroup``).
+
+    Sites that share a patient are left out together. ``meta["left_out"]`` names the group of each
+    fold. Further arguments as for :func:`kfold`.
+
+    Raises:
+        InputError: As :func:`kfold`; a class that one site alone has cannot be learned without it.
+    """
+    data = Groups(slides, balance, "site")
+    if data.n < 2:
+        message = f"all slides belong to one site ({data.names[0]!r}): nothing is left to train on"
+        raise InputError(message)
+    data.require(2, "leave-one-site-out", "since a class of one site is not there to train on")
+    shares = np.full(data.n, 1 / data.n)
+    columns = _with_validation(data, [np.arange(data.n)], val_share, seed)
+    settings = {
+        "method": "leave-one-site-out",
+        "seed": seed,
+        "val_share": val_share,
+        "left_out": dict(enumerate(data.names)),
+    }
+    return _build(data, columns, _shares(data.n, val_share), settings, shares)
 
 
 def holdout(
@@ -118,6 +123,7 @@ def holdout(
     balance: Sequence[str] = ("label", "tiles"),
     seed: int = 0,
     unit: str | None = None,
+    prove: bool = False,
 ) -> Split:
     """Deal groups once to train, val and test by ``ratios`` (fold 0); else as :func:`kfold`.
 
@@ -133,120 +139,91 @@ def holdout(
         raise InputError(message)
     data = Groups(slides, balance, unit)
     data.require(3, "a holdout", "one each for train, val and test")
+    best = data.best(shares, prove=prove)
+    part = data.assign(shares, [seed, 0], best)
     settings = {"method": "holdout", "ratios": shares.tolist(), "seed": seed}
-    return _build(data, [data.assign(shares, seed)], shares.tolist(), settings)
+    split = _build(data, [part], shares.tolist(), settings, shares)
+    split.meta["optimum"] = _account(best, [data.cost(shares, part)])
+    return split
 
 
-def parts(split: Split, fold: int) -> dict[str, list[str]]:
-    """Sorted slide ids of each part of one fold.
-
-    Raises:
-        InputError: There is no such fold.
-    """
-    rows = split.table[split.table["fold"] == fold]
-    if rows.empty:
-        message = f"there is no fold {fold}: the split has folds 0 to {split.n_folds - 1}"
+def _with_validation(
+    data: Groups, dealt: Sequence[Ints], val_share: float, seed: int
+) -> list[Ints]:
+    """Part of each group in every fold, given the test fold of each group in every repeat."""
+    if not 0 < val_share < 1:
+        message = f"val_share is {val_share}: it must lie between 0 and 1, such as 0.2"
         raise InputError(message)
-    return {part: sorted(rows.loc[rows["part"] == part, "slide_id"]) for part in PARTS}
+    columns = []
+    for repeat, test_fold in enumerate(dealt):
+        for fold in range(int(test_fold.max()) + 1):
+            rest = test_fold != fold
+            column = np.full(data.n, _TEST)
+            column[rest] = data.train_or_val(rest, val_share, [seed, repeat])
+            columns.append(column)
+    return columns
 
 
-def check(split: Split, slides: pd.DataFrame) -> None:
-    """Make sure that nothing is cut and, in k-fold, that every slide is tested exactly once.
+def _shares(folds: int, val_share: float) -> list[float]:
+    return [(1 - 1 / folds) * (1 - val_share), (1 - 1 / folds) * val_share, 1 / folds]
 
-    Raises:
-        InputError: The split was made for other slides.
-        NegativeVerdictError: A slide or group is in two parts of a fold, or a slide is not tested
-            exactly once.
-    """
-    rows = slide_rows(slides)
-    dealt, known = set(split.table["slide_id"]), set(rows["slide_id"])
-    if dealt != known:
-        message = (
-            f"the split was made for other slides: {len(dealt - known)} of its slides are unknown, "
-            f"{len(known - dealt)} have no part (such as {min(dealt ^ known)!r}): split again"
-        )
+
+def _nested(split: Split, data: Groups, columns: Sequence[Ints], inner: int, seed: int) -> Split:
+    """Add folds within the training and validation slides of every fold."""
+    if inner < 2:
+        message = f"inner is {inner}: at least 2 inner folds are needed"
         raise InputError(message)
-    table = split.table.assign(
-        group_id=split.table["slide_id"].map(rows.set_index("slide_id")["group_id"])
-    )
-    for column in ("slide_id", "group_id"):
-        n_parts = table.groupby(["fold", column], sort=True)["part"].nunique()
-        cut = n_parts[n_parts > 1]
-        if len(cut):
-            fold, name = cut.index[0]
-            kind = column.removesuffix("_id")
-            message = f"leak: {kind} {name!r} is in {cut.iloc[0]} parts of fold {fold}"
-            raise NegativeVerdictError(message)
-    if split.meta.get("method") == "kfold":
-        tested = table.loc[table["part"] == "test", "slide_id"].value_counts()
-        wrong = tested.reindex(sorted(known), fill_value=0)
-        wrong = wrong[wrong != 1]
-        if len(wrong):
+    tables = []
+    for fold, column in enumerate(columns):
+        rest = column != _TEST
+        held = (data.labels[rest] > 0).sum(axis=0)
+        if rest.sum() < inner or held.min() < 2:
+            name = data.classes[int(np.argmin(held))]
             message = (
-                f"not a k-fold split: slide {wrong.index[0]!r} is tested {wrong.iloc[0]} times "
-                f"({len(wrong)} such slides)"
+                f"fold {fold} leaves {int(rest.sum())} group(s) for {inner} inner folds, "
+                f"{int(held.min())} of them of class {name!r}: an inner fold needs a group, and "
+                "each class two; ask for fewer folds or merge the class with another"
             )
-            raise NegativeVerdictError(message)
+            raise InputError(message)
+        inner_fold = np.full(data.n, -1)
+        inner_fold[rest] = data.inner_folds(rest, inner, [seed, fold])
+        inside = rest[data.of]
+        rows = data.rows.loc[inside, ["slide_id", "group_id"]].astype(object)
+        for number in range(inner):
+            part = np.where(inner_fold[data.of][inside] == number, "val", "train")
+            tables.append(rows.assign(fold=fold, inner_fold=number, part=part.astype(object)))
+    return Split(split.table, split.meta, pd.concat(tables, ignore_index=True))
 
 
-def save(split: Split, run_dir: Path, digests: Mapping[str, str]) -> None:
-    """Write ``split.csv`` and ``split.json``; the latter last, since it vouches for both."""
-    write_csv(run_dir / "split.csv", split.table)
-    write_json(run_dir / "split.json", split.meta, digests)
-
-
-def load(run_dir: Path) -> Split:
-    """Read what :func:`save` wrote.
-
-    Raises:
-        InputError: A file is missing or is not a split.
-    """
-    path = run_dir / "split.csv"
-    table = read_csv(path)
-    missing = [name for name in _COLUMNS if name not in table.columns]
-    if missing:
-        message = f"{path} has no column {missing[0]!r}: a split has {', '.join(_COLUMNS)}"
-        raise InputError(message)
-    strange = sorted(set(table["part"]) - set(PARTS))
-    if strange:
-        raise unknown(kind=f"part in {path}", given=strange[0], allowed=PARTS)
-    if table.empty or not table["fold"].str.fullmatch(r"\d{1,6}").all():
-        message = f"{path}: every row needs a fold that is a number from 0"
-        raise InputError(message)
-    table = table[list(_COLUMNS)].assign(fold=table["fold"].astype("int64"))
-    table = table.sort_values(["fold", "slide_id"], kind="stable").reset_index(drop=True)
-    meta = read_json(run_dir / "split.json")
-    own = {name: value for name, value in meta.items() if name not in ("format_version", "digests")}
-    return Split(table, own)
-
-
-def balance_table(split: Split) -> pd.DataFrame:
-    """``meta["balance"]`` as a flat table: a row a fold and part, a column a class."""
-    rows = []
-    for record in split.meta.get("balance", []):
-        row = {name: value for name, value in record.items() if not isinstance(value, dict)}
-        rows.append(row | {f"class {name}": n for name, n in record["classes"].items()})
-    return pd.DataFrame(rows)
+def _account(best: Optimum | None, costs: Sequence[float]) -> dict[str, Any] | None:
+    """How far the test parts are from the best there is; None where that is not known."""
+    if best is None or (best.bound == 0 and not best.proved):
+        return None
+    cost = max(costs)
+    gap = None if best.bound == 0 else round(100 * (cost / best.bound - 1), 3)
+    return {"cost": cost, "bound": best.bound, "gap_percent": gap, "proved": best.proved}
 
 
 def _build(
     data: Groups,
-    columns: Sequence[npt.NDArray[np.int64]],
+    columns: Sequence[Ints],
     shares: Sequence[float],
     settings: Mapping[str, Any],
+    dealt: npt.NDArray[np.float64],
 ) -> Split:
-    """Turn the part of each group (one array a fold) into a split with its account."""
+    """Turn the part of each group (one array a fold) into a split with its account.
+
+    Args:
+        data: The groups.
+        columns: Part of each group, an array a fold.
+        shares: Of train, val and test in a fold.
+        settings: Of the method.
+        dealt: Shares of the parts that groups were dealt to: the test parts, or all of a holdout.
+    """
     names = np.asarray(PARTS, dtype=object)
+    ids = data.rows[["slide_id", "group_id"]].astype(object)
     tables = [
-        pd.DataFrame(
-            {
-                "slide_id": data.rows["slide_id"].astype(object),
-                "group_id": data.rows["group_id"].astype(object),
-                "fold": fold,
-                "part": names[column[data.of]],
-            }
-        )
-        for fold, column in enumerate(columns)
+        ids.assign(fold=fold, part=names[column[data.of]]) for fold, column in enumerate(columns)
     ]
     table = pd.concat(tables, ignore_index=True)
     records = [
@@ -254,7 +231,6 @@ def _build(
         for fold, column in enumerate(columns)
         for index in range(len(PARTS))
     ]
-    n_tests = len(columns) if settings["method"] == "kfold" else len(PARTS)
     meta = {
         "version": _VERSION,
         **settings,
@@ -262,14 +238,14 @@ def _build(
         "digest": data.digest(),
         "balanced": list(data.balance),
         "balance": records,
-        # A holdout's largest part takes the largest group best.
-        "floor": data.floor(shares[2] if settings["method"] == "kfold" else max(shares)),
-        "warnings": data.notes(n_tests) + _missing(records),
+        "floor": data.floor(dealt),
+        "floor_size": data.floor_size(dealt),
+        "warnings": data.notes(dealt) + _missing(records, settings["method"]),
     }
     return Split(table, meta)
 
 
-def _missing(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _missing(records: Sequence[Mapping[str, Any]], method: str) -> list[str]:
     """Which parts lack a class.
 
     Raises:
@@ -282,10 +258,10 @@ def _missing(records: Sequence[Mapping[str, Any]]) -> list[str]:
                 where.setdefault((name, record["part"]), []).append(record["fold"])
     for (name, part), folds in where.items():
         if part == "train":
+            more = "ask for more folds, " if method in EVERY_SLIDE_TESTED else ""
             message = (
                 f"class {name!r} cannot be in the training part of fold {folds[0]}: too few groups "
-                "hold it beside other classes; ask for more folds, merge it or leave it out "
-                "(data.classes)"
+                f"hold it beside other classes; {more}merge it or leave it out (data.classes)"
             )
             raise InputError(message)
     return [

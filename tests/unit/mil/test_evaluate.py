@@ -13,7 +13,8 @@ from sklearn import metrics
 from mil.evaluate import evaluate, flipped, localisation, open_test_labels, rival
 from mil.predictions import content_digest
 from mil.statistics import bootstrap, interval
-from splits import folds, tiles
+from splits import split as splitting
+from splits import tiles
 from splits.artifacts import digests_of, read_json, read_table, write_csv, write_table
 from splits.errors import InputError
 
@@ -85,7 +86,7 @@ def build(run, *, annotated=True, sites=("05", None)):
                     }
                 )
     write_table(run / "tiles.parquet", tiles.check(pd.DataFrame(table)), {})
-    folds.save(folds.Split(pd.DataFrame(split), {"method": "kfold"}), run, {})
+    splitting.save(splitting.Split(pd.DataFrame(split), {"method": "kfold"}), run / "split.csv", {})
     write_table(run / "predictions.parquet", pd.DataFrame(slides), {})
     write_table(run / "tile_predictions.parquet", pd.DataFrame(tile_rows), {})
     write_table(run / "attention.parquet", pd.DataFrame(attention), {})

@@ -52,10 +52,10 @@ def test_cost_is_the_squared_error_of_the_shares() -> None:
     assert balance.cost(features, [1, 1], [0, 0, 1]) == pytest.approx(2 * 0.25**2)
 
 
-# About once in 1,500 cohorts the search ends in a local optimum that a random deal beats, by parts
-# in ten million: see the known ones below. So the cohorts are the same each time.
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 @example(n_groups=11, n_parts=2, seed=2203)
+@example(n_groups=38, n_parts=2, seed=48064)
+@example(n_groups=16, n_parts=2, seed=186617)
 @given(n_groups=st.integers(3, 40), n_parts=st.integers(2, 5), seed=st.integers(0, 10**6))
 def test_no_part_is_empty_and_random_is_never_better(
     n_groups: int, n_parts: int, seed: int
@@ -75,15 +75,6 @@ def _is_not_beaten(
     others = [rng.permutation(np.arange(len(part)) % n_parts) for _ in range(20)]
     best = min(balance.cost(features, np.ones(n_parts), other) for other in others)
     return balance.cost(features, np.ones(n_parts), part) <= best + 1e-9
-
-
-@pytest.mark.xfail(
-    reason="local optima of the search; an exact solver for small cohorts mends them"
-)
-@pytest.mark.parametrize(("n_groups", "seed"), [(38, 48064), (16, 186617)])
-def test_known_local_optima(n_groups: int, seed: int) -> None:
-    features = _amounts(n_groups, seed)
-    assert _is_not_beaten(features, 2, balance.assign(features, [1, 1], seed=seed), seed)
 
 
 @settings(max_examples=20, deadline=None)

@@ -60,11 +60,14 @@ def imbalance(splitter: object, data: Cohort) -> float:
 
 
 def test_classes_and_size_together_are_dealt_more_evenly_than_by_scikit_learn() -> None:
-    better = [
-        imbalance(BalancedGroupKFold(5), data) < imbalance(StratifiedGroupKFold(5), data)
-        for data in map(cohort, range(20))
-    ]
-    assert np.mean(better) >= 0.9
+    gains = np.array(
+        [
+            imbalance(StratifiedGroupKFold(5), data) - imbalance(BalancedGroupKFold(5), data)
+            for data in map(cohort, range(20))
+        ]
+    )
+    assert gains.min() >= -1e-12
+    assert (gains > 1e-12).mean() >= 0.8  # of the others, both found the best there is
 
 
 def test_it_works_in_scikit_learn() -> None:

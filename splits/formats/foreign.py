@@ -12,7 +12,7 @@ import pandas as pd
 from splits.errors import InputError, unknown
 from splits.formats.folders import is_tree, read_tree
 from splits.formats.readers import recognise
-from splits.formats.source import PART_NAMES, Found, Source, load
+from splits.formats.source import PART_NAMES, Found, Source, is_fold, load
 
 __all__ = ["RECOGNISED", "ForeignSplit", "read", "read_all"]
 
@@ -119,24 +119,19 @@ def _expand(path: Path) -> list[tuple[Source, Found]]:
     for name in _WHOLE:
         if (path / name).is_file():
             return _expand(path / name)
-    if is_tree(path):
+    inside = [file for file in path.glob("splits*.csv") if "_descriptor" not in file.name]
+    inside = inside or [folder for folder in path.iterdir() if is_fold(folder)]
+    if not inside and is_tree(path):
         return [(Source(path), read_tree(path))]
-    folders = [
-        entry
-        for entry in path.iterdir()
-        if entry.is_dir() and Source(entry / "x").fold() is not None
-    ]
-    files = [file for file in path.glob("splits*.csv") if "_descriptor" not in file.name]
-    files = files or [file for end in ("csv", "tsv", "json") for file in path.glob(f"*.{end}")]
-    inside = sorted(files, key=_by_fold) or sorted(folders, key=lambda f: _by_fold(f / "x"))
+    inside = inside or [file for end in ("csv", "tsv", "json") for file in path.glob(f"*.{end}")]
     if not inside:
         message = f"{path} holds no split file (recognised: {'; '.join(RECOGNISED)})"
         raise InputError(message)
-    return [item for file in inside for item in _expand(file)]
+    return [item for file in sorted(inside, key=_by_fold) for item in _expand(file)]
 
 
-def _by_fold(file: Path) -> tuple[int, str]:
-    return Source(file).fold() or 0, str(file)
+def _by_fold(path: Path) -> tuple[int, str]:
+    return Source(path).fold() or 0, str(path)
 
 
 def _recognised(source: Source) -> list[Found]:

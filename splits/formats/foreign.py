@@ -90,11 +90,11 @@ def read_all(path: Path | Sequence[Path]) -> list[ForeignSplit]:
     if not several:
         return [_finished(_folds(found), [item for _, item in found])]
     if len(several) < len(found):
-        whole = next(source.path for source, item in found if not item.name)
-        message = (
-            f"{whole} is one split, and {_first(found).path} holds several: "
-            "give the files of one split at once"
+        one, more = (
+            next(source.path for source, item in found if bool(item.name) is named)
+            for named in (False, True)
         )
+        message = f"{one} is one split, and {more} holds several: give them one by one"
         raise InputError(message)
     single = len({source.path for source, _ in found}) == 1
     return [
@@ -105,10 +105,6 @@ def read_all(path: Path | Sequence[Path]) -> list[ForeignSplit]:
         )
         for source, item in found
     ]
-
-
-def _first(found: Iterable[tuple[Source, Found]]) -> Source:
-    return next(source for source, item in found if item.name)
 
 
 def _expand(path: Path) -> list[tuple[Source, Found]]:
@@ -171,23 +167,22 @@ def _folds(found: Sequence[tuple[Source, Found]]) -> list[Found]:
             fold = 0 if alone else source.fold()
             fold = position if fold is None else fold
             item = replace(item, rows=item.rows.assign(fold=fold))
-            _require_agreement(seen.setdefault(fold, []), source.path, item)
+            _require_agreement(seen.setdefault(fold, []), source.path, item, fold)
             seen[fold].append((source.path, item))
         dealt.append(item)
     return dealt
 
 
-def _require_agreement(before: Iterable[tuple[Path, Found]], path: Path, item: Found) -> None:
+def _require_agreement(
+    before: Iterable[tuple[Path, Found]], path: Path, item: Found, fold: int
+) -> None:
     """CLAM writes a fold twice, as ids and as booleans; they must say the same."""
     for other_path, other in before:
         if other.kind == item.kind:
-            message = (
-                f"{other_path} and {path} are both fold {item.rows['fold'].iloc[0]}: "
-                "give the files of one split"
-            )
+            message = f"{other_path} and {path} are both fold {fold}: give the files of one split"
             raise InputError(message)
         here, there = (_places(rows) for rows in (item.rows, other.rows))
-        differ = sorted(set(here) ^ set(there))
+        differ = sorted(here ^ there)
         if differ:
             slide = differ[0][0]
             said = [

@@ -96,6 +96,7 @@ def test_both_files_of_a_clam_fold_must_agree(tmp_path: Path) -> None:
     [
         ("splits_0.csv", b",train,train,test\n0,a,b,c\n", "two columns 'train'"),
         ("splits_0.csv", b",train,Train,test\n0,a,b,c\n", "two columns 'Train'"),
+        ("splits_0.csv", b",train,val,valid,test\n0,a,b,c,d\n", "two columns for val: val and val"),
         ("splits_0.csv", b",train,val,test\n0,a,b,c,d\n", "has 5 cells, the header 4"),
         ("splits_0.csv", b',train,val,test\n0,"a,b,c\n', "not a readable table"),
         ("splits_0.csv", b",train,val,test\n", "holds no slide ids"),
@@ -106,6 +107,8 @@ def test_both_files_of_a_clam_fold_must_agree(tmp_path: Path) -> None:
         ("book.csv", b"PK\x03\x04rest", "workbook"),
         ("splits.json", b'{"model": "abmil"}', "no split file that is recognised"),
         ("splits.json", b"[1, 2]", "no split file that is recognised"),
+        ("splits.json", b'[{"strategy": "fixed", "patients": {"p": 1}, "tfrecords": {}}]',
+         "no split file that is recognised"),
         ("splits.json", b'{"splits": [{"train_patients": "abc", "test_patients": []}]}', "a list"),
         ("splits.json", b'{"splits": [{"train_patients": [null], "test_patients": []}]}', "text"),
         ("splits.json", b'{"splits": [{"train_patients": ["a"], "test_patients": [], '

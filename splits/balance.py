@@ -28,7 +28,7 @@ Score = tuple[int, float]
 _TOLERANCE: Final = 1e-13
 _ONE_BY_ONE: Final = 20_000  # groups at the most that are dealt one by one, the rest in turn
 _JITTER: Final = 0.5  # of the logarithm of a group's squared size, when groups are put in order
-_POOL: Final = 3_000  # groups that moves and swaps choose from; of more, a sample
+_POOL: Final = 600  # groups a part that moves and swaps choose from; of more, a sample
 _SWEEPS: Final = 12  # rounds over all pairs of parts, at the most
 _SWAPS: Final = 12  # swaps between two parts in a round, at the most
 _MOVES: Final = 400  # single moves in a round, at the most
@@ -176,8 +176,8 @@ class _Search:
         self._recount()
         self._repair(rng)
         pool = np.flatnonzero(self.free)
-        if len(pool) > _POOL:
-            pool = np.sort(rng.choice(pool, _POOL, replace=False))
+        if len(pool) > _POOL * len(self.share):
+            pool = np.sort(rng.choice(pool, _POOL * len(self.share), replace=False))
         for _ in range(_SWEEPS):
             improved = self._single_moves(pool)
             for a in range(len(self.share)):

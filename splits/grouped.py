@@ -23,9 +23,10 @@ __all__ = ["BALANCE", "Groups"]
 BALANCE: Final = ("label", "tissue", "site", "tiles", "stain")
 AMOUNTS: Final = {"tissue": "tissue:", "stain": "stain:"}
 """How the columns of a slide table begin that hold tiles per tissue type, and bins of stain."""
-# A point of error weighs alike anywhere, but for these. Classes come first; site, tissue and stain
-# are mixes, each of their columns weighs by its share; even numbers of groups are but a wish.
-_LABEL: Final = 4.0
+# A point of error weighs alike anywhere, but for these. Classes come first, counted in what a group
+# is made of: a patient of slides, a site of patients. Site, tissue and stain are mixes, each of
+# their columns weighs by its share; even numbers of groups are but a wish.
+_LABEL: Final = 16.0
 _MIX: Final = 2.0
 _GROUPS: Final = 0.1
 _CELLS: Final = 400  # of site x label, at the most; beyond, and for very many groups, they even out
@@ -356,13 +357,11 @@ class Groups:
         return tuple(name for name in BALANCE if name in balance)
 
     @cached_property
-    def _patients(self) -> Floats | None:
-        """Patients per class, where they are not the slides over again."""
+    def _patients(self) -> Floats:
+        """Patients per class, ``(n_groups, n_classes)``."""
         patient = text(self.rows, "patient_id").fillna(self.rows["slide_id"])
-        first = ~pd.DataFrame({"p": patient, "l": self._label}).duplicated().to_numpy()
-        if first.all():
-            return None
-        return self._sum(self._label, len(self.classes), first.astype(np.float64))
+        first = ~pd.DataFrame({"patient": patient, "label": self._label}).duplicated()
+        return self._sum(self._label, len(self.classes), first.to_numpy(dtype=np.float64))
 
     def _blocks(self) -> list[_Block]:
         on = self.balance
@@ -372,9 +371,11 @@ class Groups:
             _Block.even(np.ones((self.n, 1)), _GROUPS),
         ]
         if "label" in on:
-            blocks.append(_Block.even(self.labels, _LABEL))
-            if self._patients is not None:
-                blocks.append(_Block.even(self._patients, _LABEL))
+            counts = [self.labels, self._patients]
+            first, second = reversed(counts) if self.unit == "site" else counts
+            blocks.append(_Block.even(first, _LABEL))
+            if (first != second).any():
+                blocks.append(_Block.even(second, 1.0))
         if "tiles" in on:
             blocks.append(_Block.even(self.tiles[:, None], 1.0))
             if "label" in on:

@@ -100,8 +100,10 @@ class Split(_Section):
     """Train, val and test shares of ``holdout``."""
     unit: Literal["patient", "slide", "site"] = "patient"
     """What is never cut."""
-    balance: tuple[Literal["label", "site", "tiles"], ...] = ("label", "tiles")
+    balance: tuple[Literal["label", "site", "tiles", "tissue", "stain"], ...] = ("label", "tiles")
     """What is balanced over folds and parts."""
+    tissue_types: int = Field(6, ge=2, le=20)
+    """Types of tissue that ``tissue`` balances, beside background."""
     seed: int = 0
     """Seed of the search."""
 

@@ -7,10 +7,11 @@ from slide to slide. RUN is an identified run folder (with ``config.yaml``).
 
 The first table compares clusters of the same number from three descriptions of a tile: colour
 percentiles (raw RGB), the measures of ``mil.tissue`` with one stain for all slides, and with each
-slide's own. Background is the same in all. ``AMI tissue`` is the adjusted mutual information with
-the true tissue (where tiles have one), ``NMI slide`` the normalised one with the slide, ``in one
-slide`` the largest share of a type that one slide holds, ``spread`` the standard deviation over
-slides of a type's share, in points, mean over types.
+slide's own. Background is the same in all. Its columns: the adjusted mutual information with the
+true tissue (where tiles have one); the normalised one with the slide; the adjusted one with the
+slide among tiles of the same true tissue (mean over tiles), which can only be staining; slides that
+hold a type; the largest share of a type that one slide holds; the standard deviation over slides of
+a type's share, in points (mean over types).
 
 The second table is about the number of types: ``agreement`` is the adjusted Rand index of two
 fits, each on half of the slides, over all tiles (mean of 6 halvings). The last line is the time.
@@ -75,22 +76,33 @@ def descriptions(run: Path, config: Config, n_types: int) -> dict[str, pd.Series
 
 def compare(tiles: pd.DataFrame, found: dict[str, pd.Series]) -> None:
     """Print the first table."""
-    print("| clusters of | AMI tissue | NMI slide | slides a type | in one slide | spread |")
-    print("|---|---|---|---|---|---|")
+    heads = ["clusters of", "AMI tissue", "NMI slide", "AMI slide, same tissue"]
+    heads += ["slides a type", "in one slide", "spread"]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     truth, slide = tiles["tile_label"], tiles["slide_id"]
     for name, types in found.items():
-        known = "" if truth.isna().any() else f"{adjusted_mutual_info_score(truth, types):.3f}"
+        known = within = ""
+        if not truth.isna().any():
+            known = f"{adjusted_mutual_info_score(truth, types):.3f}"
+            within = f"{same_tissue(truth, slide, types):.3f}"
         counts = pd.crosstab(types.to_numpy(), slide.to_numpy()).drop(index=BACKGROUND)
         reach = sorted((counts > 0).sum(axis=1))
         largest = (counts.max(axis=1) / counts.sum(axis=1)).max()
         spread = 100 * (counts / counts.sum(axis=0)).std(axis=1).mean()
-        print(
-            f"| {name} | {known} | {normalized_mutual_info_score(slide, types):.3f} "
-            f"| {', '.join(map(str, reach))} of {slide.nunique()} | {largest:.2f} | {spread:.1f} |"
-        )
+        cells = [name, known, f"{normalized_mutual_info_score(slide, types):.3f}", within]
+        cells += [f"{', '.join(map(str, reach))} of {slide.nunique()}", f"{largest:.2f}"]
+        print(f"| {' | '.join(cells)} | {spread:.1f} |")
     if not truth.isna().any():
         print(f"\nNMI of the true tissue with the slide: "
               f"{normalized_mutual_info_score(slide, truth):.3f}")  # fmt: skip
+
+
+def same_tissue(truth: pd.Series, slide: pd.Series, types: pd.Series) -> float:
+    """What types say of the slide among tiles of the same tissue."""
+    rows = pd.DataFrame({"slide": slide.to_numpy(), "type": types.to_numpy()})
+    each = rows.groupby(truth.to_numpy())
+    score = each.apply(lambda r: adjusted_mutual_info_score(r["slide"], r["type"]))
+    return float(np.average(score, weights=each.size()))
 
 
 def number_of_types(tiles: pd.DataFrame, features: pd.DataFrame, seed: int) -> None:

@@ -85,7 +85,8 @@ def compare(tiles: pd.DataFrame, found: dict[str, pd.Series]) -> None:
         if not truth.isna().any():
             known = f"{adjusted_mutual_info_score(truth, types):.3f}"
             within = f"{same_tissue(truth, slide, types):.3f}"
-        counts = pd.crosstab(types.to_numpy(), slide.to_numpy()).drop(index=BACKGROUND)
+        counts = pd.crosstab(types.to_numpy(), slide.to_numpy())
+        counts = counts.drop(index=BACKGROUND, errors="ignore")
         reach = sorted((counts > 0).sum(axis=1))
         largest = (counts.max(axis=1) / counts.sum(axis=1)).max()
         spread = 100 * (counts / counts.sum(axis=0)).std(axis=1).mean()

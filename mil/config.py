@@ -111,6 +111,8 @@ class Split(_Section):
         "tiles",
     )
     """What is balanced over folds and parts."""
+    tissue_types: int = Field(6, ge=2, le=20)
+    """Types of tissue that ``tissue`` balances, beside background."""
     label_policy: Literal["slide", "majority", "max", "reject"] = "slide"
     """What counts where the slides of a patient differ in label: each its own, the commonest for
     all, the highest for all, or nothing until the table is corrected."""

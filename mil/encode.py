@@ -24,16 +24,15 @@ from mil.data.store import Features, open_features, save_features
 from mil.encoders import TileEncoder, create
 from mil.encoders.augment import centre_view
 from mil.prepare import EMBEDDING, Progress, data_root, read_tiles, scanned_table
+from mil.stain.slides import stain_digests, stain_table
 from splits.artifacts import (
     atomic,
     digest,
     digests_of,
     file_digest,
-    is_current,
     read_json,
     read_table,
     write_json,
-    write_table,
 )
 from splits.errors import InputError
 
@@ -48,29 +47,15 @@ def pixels(run: Path, config: Config, progress: Progress | None = None) -> str:
     root = data_root(run, config)
     encoder, threads = config.encoder, config.compute.threads
     # Stain vectors are a slide's: they follow the identity, not only the pixels.
-    identity = digests_of(run / "tiles.parquet")["identity"]
-    stain_digests = {
-        "identity": identity,
-        "stain": digest([config.stain.model_dump(mode="json"), encoder.resize_px, config.seed]),
-    }
     stains = None
     if config.stain.method != "none":
-        if not is_current(run / "stain.parquet", stain_digests):
-            advance = progress("stain", table["slide_id"].nunique()) if progress else None
-            stains = cache.fit_stains(
-                root,
-                table,
-                config.stain.method,
-                size_px=encoder.resize_px,
-                seed=config.seed,
-                threads=threads,
-                advance=advance,
-            )
-            write_table(run / "stain.parquet", stains, stain_digests)
-        stains = read_table(run / "stain.parquet")
+        stains = stain_table(run, config, progress)
     else:
         (run / "stain.parquet").unlink(missing_ok=True)
-    digests = {**stain_digests, "encoder_input": digest([encoder.channels, encoder.resize_px])}
+    digests = {
+        **stain_digests(run, config),
+        "encoder_input": digest([encoder.channels, encoder.resize_px]),
+    }
     _announce(run, table, config)
     advance = progress("cache", len(table)) if progress else None
     cache.build(

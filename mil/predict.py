@@ -18,6 +18,7 @@ from mil.config import Config
 from mil.data import cache
 from mil.data.bags import Bags
 from mil.models import Matrix, Models, weights_digests
+from mil.stain.slides import fit_stains
 from splits.artifacts import digest, is_current, write_table
 from splits.scan import list_folder, scan
 
@@ -116,7 +117,7 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
 def _pixels(folder: Path, table: pd.DataFrame, config: Config) -> npt.NDArray[np.uint8]:
     """What the encoder sees of a new slide, ``(n_tiles, n_channels, size, size)``."""
     size_px = config.encoder.resize_px
-    stains = cache.fit_stains(folder, table, config.stain.method, size_px=size_px, seed=config.seed)
+    stains = fit_stains(folder, table, config.stain.method, size_px=size_px, seed=config.seed)
     blocks = cache.render(folder, table, stains, config.encoder.channels, size_px=size_px)
     return np.concatenate(list(blocks))
 

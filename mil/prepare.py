@@ -215,8 +215,13 @@ def _settle_labels(table: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, d
     return table, {"policy": policy, "relabelled": changed}
 
 
-def split(run: Path, config: Config) -> splitting.Split:
+def split(run: Path, config: Config, amounts: pd.DataFrame | None = None) -> splitting.Split:
     """Deal the groups to folds: ``split.csv`` and ``split.json``.
+
+    Args:
+        run: The run folder.
+        config: Its config.
+        amounts: ``slide_id`` and the columns ``tissue:…`` and ``stain:…`` to balance.
 
     Raises:
         NegativeVerdictError: Nothing says which slide a tile comes from (grade D).
@@ -234,6 +239,9 @@ def split(run: Path, config: Config) -> splitting.Split:
         "identity": tiles.identity_digest(table),
         "split": digest(settings.model_dump(mode="json")),
     }
+    if amounts is not None:
+        slides = slides.merge(amounts, on="slide_id", how="left")
+        digests["amounts"] = digest(amounts.to_dict("list"))
     if is_current(run / "split.json", digests) and (run / "split.csv").exists():
         return splitting.load(run)
     result = _deal(slides, settings, report["labels"])

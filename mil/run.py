@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mil import encode, evaluate, predict, prepare, report, settings, train
+from mil import encode, evaluate, predict, prepare, report, settings, tissue, train
 from mil.config import Config, Data, Encoder, Split, Train
 from mil.phantom import Phantom
 from mil.report.identity import identify_run
@@ -33,7 +33,7 @@ def run(path: Path, config: Config, say: Say, progress: prepare.Progress | None 
     prepare.scan(path, config, progress)
     identity = identify_run(path, config, progress=progress)
     say(f"identity: grade {identity['grade']} ({identity['reason']})")
-    prepare.split(path, config)
+    prepare.split(path, config, tissue.amounts(path, config, progress))
     say(f"audit: {prepare.audit(path, config)['verdict']}")
     train_run(path, config, say, progress)
     evaluate_run(path, config)

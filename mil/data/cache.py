@@ -15,58 +15,17 @@ import pandas as pd
 import torch
 
 from mil.data.images import decode, in_threads
-from mil.stain import vectors
 from mil.stain.separate import Separate
 from splits.artifacts import atomic, is_current, read_json, write_json
 
-__all__ = ["CHANNELS", "build", "fit_stains", "open_cache", "render"]
+__all__ = ["CHANNELS", "build", "open_cache", "render"]
 
 CHANNELS = {"rgb": ("R", "G", "B"), "he": ("H", "E"), "h": ("H",), "e": ("E",)}
 """Channel names of each choice of ``encoder.channels``."""
 _SEPARATED = {"he": [0, 1], "h": [0], "e": [1]}
-_FIT_TILES = 200
-_FIT_PIXELS = 100_000
 _BLOCK = 64
 
 Advance = Callable[[int], object]
-
-
-def fit_stains(
-    root: Path,
-    tiles: pd.DataFrame,
-    method: str,
-    *,
-    size_px: int,
-    seed: int,
-    threads: int | None = None,
-    advance: Advance | None = None,
-) -> pd.DataFrame | None:
-    """Stain vectors of every slide from tissue pixels pooled over its tiles.
-
-    At most 200 tiles a slide are decoded, 100,000 pixels in all, drawn by a generator of the
-    slide's own: adding a slide changes no other.
-
-    Returns:
-        The table of :func:`mil.stain.vectors.to_table`; None for the method ``none`` (RGB).
-    """
-    if method == "none":
-        return None
-    by_slide = [(str(name), group) for name, group in tiles.groupby("slide_id")["tile_id"]]
-
-    def fit(item: tuple[str, pd.Series]) -> tuple[str, vectors.StainFit]:
-        slide_id, tile_ids = item
-        rng = np.random.default_rng([seed, *slide_id.encode()])
-        chosen = rng.permutation(len(tile_ids))[:_FIT_TILES]
-        each = -(-_FIT_PIXELS // len(chosen))
-        pixels = [
-            vectors.sample_pixels(decode(root, tile_ids.iloc[row], size_px), each, rng)
-            for row in np.sort(chosen)
-        ]
-        if advance is not None:
-            advance(1)
-        return slide_id, vectors.fit_slide(np.concatenate(pixels), method)
-
-    return vectors.to_table(dict(in_threads(fit, by_slide, threads)))
 
 
 def render(

@@ -14,6 +14,7 @@ import pandas as pd
 from mil.evaluate import rival
 from mil.predictions import UNTRAINED, class_names, read_attention, read_slides, read_tiles
 from splits import ledger
+from splits import split as splitting
 from splits.artifacts import read_csv, read_json, read_table
 from splits.errors import InputError
 
@@ -32,7 +33,10 @@ class Inputs:
         attention: Test rows of ``attention.parquet``.
         tiles: The tile table.
         stain: One row a slide: white point, stain vectors, 99th percentiles.
+        tissue: Tissue type of each tile.
+        amounts: What the split balances beside the slide table, one row a slide.
         split: ``split.json``.
+        assignment: ``split.csv``.
         audit: ``audit.json``.
         identity: ``identity.json``.
         localisation: ``localisation.json``.
@@ -50,7 +54,10 @@ class Inputs:
     attention: pd.DataFrame | None
     tiles: pd.DataFrame | None
     stain: pd.DataFrame | None
+    tissue: pd.DataFrame | None
+    amounts: pd.DataFrame | None
     split: dict[str, Any] | None
+    assignment: pd.DataFrame | None
     audit: dict[str, Any] | None
     identity: dict[str, Any] | None
     localisation: dict[str, Any] | None
@@ -116,7 +123,10 @@ def read(run: Path) -> Inputs:
         attention=read_attention(weights) if weights.exists() else None,
         tiles=_optional_table(run / "tiles.parquet"),
         stain=_optional_table(run / "stain.parquet"),
+        tissue=_optional_table(run / "tissue.parquet"),
+        amounts=_optional_table(run / "amounts.parquet"),
         split=_optional_json(run / "split.json"),
+        assignment=splitting.load(run).table if (run / "split.csv").exists() else None,
         audit=_optional_json(run / "audit.json"),
         identity=_optional_json(run / "identity.json"),
         localisation=_optional_json(run / "localisation.json"),

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from mil.report import figures, inputs, pictures, tables
+from mil.report import figures, inputs, pictures, tables, tissue
 from mil.report.inputs import Inputs
 from mil.report.pictures import ReadTile
 from mil.report.templates import inline, write_page
@@ -72,6 +72,7 @@ def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
         "has_reader": read_tile is not None,
         "max_sites": pictures.MAX_SITES,
         "split": found.split,
+        "tissue": tissue.section(found, read_tile),
         "audit": found.audit,
         "identity": found.identity,
         "localisation": found.localisation,

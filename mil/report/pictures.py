@@ -17,7 +17,7 @@ from mil.report.inputs import Inputs, true_probability
 from mil.stain.vectors import concentrations
 from splits.errors import SlidewiseError
 
-__all__ = ["Picture", "ReadTile", "attended", "gallery", "thumbnail", "tint"]
+__all__ = ["Picture", "ReadTile", "attended", "gallery", "read_or_none", "thumbnail", "tint"]
 
 ReadTile = Callable[[str], npt.NDArray[np.uint8]]
 SIDE_PX = 128
@@ -101,7 +101,7 @@ def _top(bag: pd.DataFrame, read_tile: ReadTile | None) -> list[Picture]:
     top = bag.sort_values(["attention", "tile_id"], ascending=[False, True]).head(N_TILES)
     pictures = []
     for row in top.itertuples():
-        rgb = _read(str(row.tile_id), read_tile)
+        rgb = read_or_none(str(row.tile_id), read_tile)
         weight = float(row.attention)
         pictures.append(
             Picture(
@@ -176,13 +176,17 @@ def _stained(rgb: npt.NDArray[np.uint8], entry: dict[str, Any] | None, slide: st
 
 def _most_coloured(names: list[str], read_tile: ReadTile | None) -> npt.NDArray[np.uint8] | None:
     places = np.round(np.linspace(0, len(names) - 1, min(_TRIED, len(names)))).astype(int)
-    found = [rgb for rgb in (_read(names[place], read_tile) for place in places) if rgb is not None]
+    found = [
+        rgb
+        for rgb in (read_or_none(names[place], read_tile) for place in places)
+        if rgb is not None
+    ]
     if not found:
         return None
     return max(found, key=lambda rgb: float((rgb.max(-1) - rgb.min(-1)).mean()))
 
 
-def _read(tile_id: str, read_tile: ReadTile | None) -> npt.NDArray[np.uint8] | None:
+def read_or_none(tile_id: str, read_tile: ReadTile | None) -> npt.NDArray[np.uint8] | None:
     """The pixels of a tile, or None: the page says so in their place."""
     if read_tile is None:
         return None

@@ -15,6 +15,7 @@ from mil.data import cache
 from mil.encoders.augment import centre_view, random_view
 from mil.report.preview import preview
 from mil.seeds import generator
+from mil.stain.slides import fit_stains
 from splits.images import read_tile
 
 __all__ = ["preview_run"]
@@ -36,7 +37,7 @@ def preview_run(run: Path, config: Config, progress: prepare.Progress | None = N
     encoder = config.encoder
     chosen = _choose(table, config.seed)
     slides = table[table["slide_id"].isin(chosen["slide_id"])]
-    stains = cache.fit_stains(
+    stains = fit_stains(
         root, slides, config.stain.method, size_px=encoder.resize_px, seed=config.seed
     )
     blocks = cache.render(root, chosen, stains, encoder.channels, size_px=encoder.resize_px)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,18 +26,22 @@ import pandas as pd
 from splits.errors import InputError, unknown
 
 __all__ = [
+    "EXCHANGED",
     "METHODS",
     "MIN_TISSUE_PX",
     "REFERENCE",
     "REFERENCE_P99",
     "RUIFROK",
     "TABLE_COLUMNS",
+    "TOO_LITTLE",
     "StainFit",
     "concentrations",
     "density_table",
     "estimate",
     "fit_slide",
+    "from_table",
     "implausible",
+    "is_tissue",
     "optical_density",
     "sample_pixels",
     "to_table",
@@ -73,6 +77,9 @@ _EXCHANGED_DEGREES: Final = (22.0, 4.0)  # see _exchanged
 _NEAR_WHITE: Final = (200, 24)  # darkest channel at least, brightest minus darkest at most
 _MIN_BACKGROUND_SHARE: Final = 0.005
 _DARKEST_WHITE: Final = 230.0
+# How the notes of a fit begin that others look for.
+TOO_LITTLE: Final = "too little tissue"
+EXCHANGED: Final = "red and blue look exchanged"
 TABLE_COLUMNS: Final = (
     "slide_id", "method", "source", "note", "n_tissue_px", "white_r", "white_g", "white_b",
     "h_r", "h_g", "h_b", "e_r", "e_g", "e_b", "h_p99", "e_p99",
@@ -180,7 +187,13 @@ def estimate(pixels: Pixels, white: Floats) -> Floats:
     """
     _check_pixels(pixels)
     density = optical_density(pixels, white)
-    return _estimate(density[_tissue(density)])
+    return _estimate(density[is_tissue(density)])
+
+
+def is_tissue(density: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Which optical densities ``(..., 3)`` are stained tissue: neither glass nor black."""
+    mean = (density[..., 0] + density[..., 1] + density[..., 2]) / 3
+    return np.asarray((mean >= _BETA) & (mean <= _MAX_DENSITY))
 
 
 def implausible(vectors: Floats) -> str:
@@ -229,12 +242,12 @@ def fit_slide(pixels: Pixels, method: str) -> StainFit:
         raise unknown(kind, method, METHODS)
     white = white_point(pixels)
     density = optical_density(pixels, white)
-    tissue = density[_tissue(density)]
+    tissue = density[is_tissue(density)]
     fixed = method == "ruifrok"
     source, vectors = ("fixed", RUIFROK) if fixed else ("reference", REFERENCE)
     if len(tissue) < max(MIN_TISSUE_PX, _MIN_TISSUE_SHARE * len(pixels)):
         note = (
-            f"too little tissue: {len(tissue)} of {len(pixels)} pixels, "
+            f"{TOO_LITTLE}: {len(tissue)} of {len(pixels)} pixels, "
             f"needed {MIN_TISSUE_PX} and {_MIN_TISSUE_SHARE:.0%}; reference values used"
         )
         return StainFit(method, source, note, len(tissue), white, vectors, REFERENCE_P99)
@@ -246,7 +259,7 @@ def fit_slide(pixels: Pixels, method: str) -> StainFit:
         else:
             source, vectors = "estimated", candidate
             if _exchanged(candidate):
-                notes.append("red and blue look exchanged in the files; vectors in file order")
+                notes.append(f"{EXCHANGED} in the files; vectors in file order")
     p99 = np.percentile(tissue @ np.linalg.pinv(vectors), 99, axis=0)
     notes += [
         f"hardly any {name}: 99th percentile {value:.2f} raised to {least:.2f}"
@@ -268,15 +281,20 @@ def to_table(fits: Mapping[str, StainFit]) -> pd.DataFrame:
     return table.astype(kinds | dict.fromkeys(TABLE_COLUMNS[5:], "float64"))
 
 
+def from_table(table: pd.DataFrame) -> dict[str, StainFit]:
+    """The fits that :func:`to_table` wrote, by slide."""
+    numbers = table[list(TABLE_COLUMNS[5:])].to_numpy(dtype=np.float64)
+    words = table[list(TABLE_COLUMNS[:5])].itertuples(index=False, name=None)
+    return {
+        str(slide): StainFit(method, source, note, n, x[:3], x[3:9].reshape(2, 3), x[9:])
+        for (slide, method, source, note, n), x in zip(words, numbers, strict=True)
+    }
+
+
 def _check_pixels(pixels: Pixels) -> None:
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3:
         message = f"pixels must be uint8 (n, 3), not {pixels.dtype} {pixels.shape}"
         raise ValueError(message)
-
-
-def _tissue(density: Floats) -> npt.NDArray[np.bool_]:
-    mean = (density[:, 0] + density[:, 1] + density[:, 2]) / 3
-    return (mean >= _BETA) & (mean <= _MAX_DENSITY)
 
 
 def _degrees(a: Floats, b: Floats) -> float:

@@ -21,6 +21,7 @@ from mil.report.inputs import read, true_probability
 from mil.report.pictures import tint
 from mil.report.tables import confusion, grid, scores
 from mil.report.verdict import verdict
+from mil.tissue import FEATURES
 from splits import tiles as tile_table
 from splits.artifacts import write_csv, write_json, write_table
 from splits.errors import InputError
@@ -333,6 +334,34 @@ def test_frozen_encoder_and_rgb_are_said(tmp_path: Path) -> None:
     assert "it was used as it is, frozen" in page.text
     assert "method none" in page.text
     assert "Eosin" not in page.text.split("Stain of each site")[1].split("Balance of the split")[0]
+
+
+def test_tissue_types_show_where_a_split_balances_them(tmp_path: Path, page: Page) -> None:
+    assert "Tissue types" not in page.text
+    run = make_run(tmp_path, n_slides=6, n_tiles=8)
+    tiles = pd.read_parquet(run / "tiles.parquet")
+    names = ["T1", "T2", "T2", "background"] * (len(tiles) // 4)
+    types = pd.DataFrame({"tile_id": tiles["tile_id"], "tissue": names, "distance": 1.0})
+    types = types.assign(**dict.fromkeys(FEATURES, 0.25))
+    write_table(run / "tissue.parquet", types, {})
+    counts = pd.crosstab(tiles["slide_id"], types["tissue"]).add_prefix("tissue:").reset_index()
+    counts["stain:H low"] = [1, 0, 0, 0, 0, 0]
+    write_table(run / "amounts.parquet", counts, {})
+    slides = counts["slide_id"]
+    folds = [
+        pd.DataFrame({"slide_id": slides, "group_id": slides, "fold": fold, "part": "train"})
+        for fold in range(2)
+    ]
+    folds[0].loc[:2, "part"] = folds[1].loc[3:, "part"] = "test"
+    write_csv(run / "split.csv", pd.concat(folds))
+    found = Page(build(run, data_root=None, read_tile=paint))
+    assert not found.unbalanced
+    section = found.text.split("Tissue types")[1].split("Audit of the split")[0]
+    assert "24 tiles of 6 slides and 6 patients" in section
+    assert "the largest is 0.0" in section
+    assert "33.3+16.7" in section
+    examples = [a for tag, a in found.tags if tag == "img" and "of slide" in a.get("alt", "")]
+    assert len({a["alt"] for a in examples}) == len(examples) >= 3 * 6
 
 
 def test_tiles_come_from_the_data_root_and_lost_ones_leave_a_note(tmp_path: Path) -> None:

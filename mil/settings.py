@@ -17,7 +17,7 @@ from mil.config import Config
 from splits.artifacts import atomic
 from splits.errors import InputError, unknown
 
-__all__ = ["load", "override", "parse", "save"]
+__all__ = ["changed", "load", "override", "parse", "save", "stored"]
 
 
 def load(path: Path, settings: Sequence[str] = ()) -> Config:
@@ -51,6 +51,27 @@ def save(config: Config, path: Path) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def stored(run: Path) -> Config:
+    """The config of a run folder.
+
+    Raises:
+        InputError: It is no run folder, or as in :func:`load`.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        message = f"{run} is not a run folder: `slidewise scan ROOT --out {run}` makes one"
+        raise InputError(message)
+    return load(path)
+
+
+def changed(config: Config | None, **sections: dict[str, Any]) -> Config:
+    """A config with some values of some sections replaced; None starts from the defaults."""
+    document = {} if config is None else config.model_dump(mode="json")
+    for name, values in sections.items():
+        document[name] = {**document.get(name, {}), **values}
+    return parse(document, "command line")
 
 
 def _build(document: dict[str, Any], settings: Sequence[str], source: str) -> Config:

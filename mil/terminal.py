@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import (
@@ -20,13 +20,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from splits.split import Split
+from splits.audit import summarise
+from splits.groups import PARTS
+from splits.split import EVERY_SLIDE_TESTED, Split
 
 __all__ = [
     "Screen",
     "print_json",
     "print_table",
+    "say_warning",
     "screen",
+    "show_audit",
     "show_identity",
     "show_metrics",
     "show_split",
@@ -97,14 +101,100 @@ def show_identity(report: dict[str, Any], page: Path) -> None:
         print_table("Against the truth", ("score", "value"), shown)
 
 
+def say_warning(message: str, kind: str = "warning") -> None:
+    """One line on stderr, shown as it is (no markup)."""
+    _STDERR.print(Text(f"{kind}: {message}"))
+
+
 def show_split(result: Split, path: Path) -> None:
-    """Slides of every fold and part, and what the split could not do."""
-    counts = result.table.groupby(["fold", "part"], sort=False)["slide_id"].nunique()
-    _STDOUT.print(f"{result.table['slide_id'].nunique()} slides -> {path}")
-    rows = [(fold, part, n) for (fold, part), n in counts.items()]
-    print_table("Slides", ("fold", "part", "slides"), rows)
-    for warning in result.meta.get("warnings", []):
-        _STDERR.print(Text(f"warning: {warning}"))
+    """What every fold and part holds, how even that is, and what no split can avoid."""
+    meta = result.meta
+    _STDOUT.print(Text(f"{result.table['slide_id'].nunique()} slides -> {path}"))
+    off = [name for name in _OFF if any(r.get(name) is not None for r in meta["balance"])]
+    if meta["unit"] == "site":
+        off.remove("site_deviation_points")
+    rows: list[tuple[object, ...]] = [
+        (
+            *(record[name] for name in ("fold", "part", "n_groups", "n_slides", "n_tiles")),
+            *(f"{record[name]:+.2f}" if name in _SIGNED else f"{record[name]:.2f}" for name in off),
+        )
+        for record in meta["balance"]
+    ]
+    columns = ("fold", "part", f"{meta['unit']} groups", "slides", "tiles")
+    print_table("Parts", (*columns, *(_OFF[name] for name in off)), rows)
+    if meta["method"] != "leave-one-site-out":
+        print_table("Classes", ("class", "slides", "off by", "of it, unavoidable"), _classes(meta))
+    best = meta.get("optimum")
+    if best is not None:
+        _STDOUT.print(Text(_how_good(best)))
+    for warning in meta.get("warnings", []):
+        say_warning(warning)
+
+
+_SIGNED: Final = ("slides_deviation_percent", "tiles_deviation_percent")
+_OFF: Final = {
+    "class_deviation_points": "class off, points",
+    "slides_deviation_percent": "slides off, %",
+    "tiles_deviation_percent": "tiles off, %",
+    "site_deviation_points": "site mix off, points",
+    "tissue_deviation_points": "tissue off, points",
+    "stain_deviation_points": "stain off, points",
+}
+
+
+def _classes(meta: dict[str, Any]) -> list[tuple[object, ...]]:
+    """Each class: its slides, how far a part is off at most, and how far one has to be."""
+    n_parts = meta["folds"] if meta["method"] in EVERY_SLIDE_TESTED else None
+    shares = [1 / n_parts] * 3 if n_parts else meta["ratios"]
+    records = [r for r in meta["balance"] if not n_parts or r["part"] == "test"]
+    rows: list[tuple[object, ...]] = []
+    for name, floor in meta["floor"].items():
+        total = sum(r["classes"][name] for r in meta["balance"] if r["fold"] == 0)
+        off = max(abs(r["classes"][name] / total - shares[PARTS.index(r["part"])]) for r in records)
+        rows.append((name, total, f"{100 * off:.2f} points", f"{floor:.2f} points"))
+    return rows
+
+
+def _how_good(best: dict[str, Any]) -> str:
+    if best["proved"]:
+        return "The test parts are as even as can be (proved: at most 1 % from the optimum)."
+    return (
+        "No more even test parts were found; that there are none is not proved (their squared "
+        f"error is at most {best['gap_percent']:.1f} % above what can be)."
+    )
+
+
+def show_audit(result: dict[str, Any], page: Path | None) -> None:
+    """The verdict, what it rests on, every finding and every test."""
+    _STDOUT.print(Text(summarise(result)))
+    for line in result["had"]:
+        _STDOUT.print(Text(f"had: {line}"))
+    rows = [
+        (
+            f["severity"],
+            f["kind"],
+            f["message"],
+            ", ".join(map(str, f["ids"][:_SHOWN])) + (" …" if len(f["ids"]) > _SHOWN else ""),
+        )
+        for f in result["findings"]
+    ]
+    if rows:
+        print_table("Findings", ("severity", "kind", "what", f"ids (first {_SHOWN})"), rows)
+    tests = [
+        (t["severity"], t["name"], _number(t["value"]), _number(t["chance"]), _number(t["p"]))
+        for t in result.get("battery") or []
+    ]
+    if tests:
+        print_table("Tests", ("severity", "test", "value", "by chance", "p"), tests)
+    if page is not None:
+        _STDOUT.print(Text(f"page: {page}"))
+
+
+_SHOWN: Final = 5
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:

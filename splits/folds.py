@@ -186,7 +186,7 @@ def _nested(split: Split, data: Groups, columns: Sequence[Ints], inner: int, see
             )
             raise InputError(message)
         inner_fold = np.full(data.n, -1)
-        inner_fold[rest] = data.inner_folds(rest, inner, [seed, fold])
+        inner_fold[rest] = data.assign(np.ones(inner), [seed, fold], rest=rest)
         inside = rest[data.of]
         rows = data.rows.loc[inside, ["slide_id", "group_id"]].astype(object)
         for number in range(inner):

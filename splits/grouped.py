@@ -87,7 +87,11 @@ class Groups:
         self.weights = np.concatenate([block.weights for block in blocks])
 
     def assign(
-        self, shares: npt.ArrayLike, seed: Sequence[int], best: optimum.Optimum | None = None
+        self,
+        shares: npt.ArrayLike,
+        seed: Sequence[int],
+        best: optimum.Optimum | None = None,
+        rest: npt.NDArray[np.bool_] | slice = slice(None),
     ) -> Ints:
         """Part of each group for these shares, every class in every part where attainable.
 
@@ -95,13 +99,14 @@ class Groups:
             shares: ``(n_parts,)``.
             seed: Seed of the search.
             best: What :meth:`best` says of these shares; among all that is as good, seeds choose.
+            rest: The groups to deal, by default all.
         """
         part = search.assign(
-            self.features,
+            self.features[rest],
             shares,
             seed=seed,
             weights=self.weights,
-            classes=self.labels,
+            classes=self.labels[rest],
             enough=0.0 if best is None else best.enough,
         )
         if best is not None and self.cost(shares, part) > best.enough:
@@ -165,16 +170,6 @@ class Groups:
                 part[back[np.argmin(labels[back].sum(axis=1))]] = _TRAIN
         return part
 
-    def inner_folds(self, rest: npt.NDArray[np.bool_], folds: int, seed: Sequence[int]) -> Ints:
-        """Deal the groups in ``rest`` to the inner folds of a nested split."""
-        return search.assign(
-            self.features[rest],
-            np.ones(folds),
-            seed=seed,
-            weights=self.weights,
-            classes=self.labels[rest],
-        )
-
     def require(self, n_groups: int, method: str, why: str) -> None:
         """Refuse classes with fewer groups than a method needs.
 
@@ -191,8 +186,12 @@ class Groups:
                 raise InputError(message)
 
     def notes(self, shares: npt.ArrayLike) -> list[str]:
-        """What a reader of the split should know about these groups."""
-        share = np.asarray(shares)
+        """What a reader of a deal to parts of these shares should know about the groups."""
+        return [*self._too_few_or_large(np.asarray(shares)), *self._peculiar()]
+
+    def _too_few_or_large(self, share: Floats) -> list[str]:
+        if len(share) == self.n:  # a group a part, whatever its classes and its size
+            return []
         found = [
             f"class {name!r} has {count} group(s) for {len(share)} parts: some have none of it "
             f"(ask for {max(count, 2)} folds or fewer, or merge it with another class)"
@@ -207,8 +206,12 @@ class Groups:
                     f"group {self.names[largest]!r} holds {100 * held:.1f} % of the {what}: its "
                     f"part is larger than its share ({100 * share.max():.1f} %) in every split"
                 )
+        return found
+
+    def _peculiar(self) -> list[str]:
+        found = []
         mixed = int(((self.labels > 0).sum(axis=1) > 1).sum())
-        if mixed:
+        if mixed and self.unit != "site":
             found.append(
                 f"{mixed} of {self.n} group(s) hold slides of several classes; "
                 "each slide counts for its own class"

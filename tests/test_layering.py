@@ -33,6 +33,7 @@ LAYERS = [
     [
         "mil.devices",
         "mil.prepare",
+        "mil.exporting",
         "mil.cohort",
         "mil.predictions",
         "mil.stain",
@@ -45,6 +46,7 @@ LAYERS = [
     ["mil.evaluate"],
     ["mil.report"],
     ["mil.run", "mil.doctor"],
+    ["mil.cli_splits"],
     ["mil.cli"],
 ]
 MAX_LINES = 400

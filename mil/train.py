@@ -41,8 +41,15 @@ def check(config: Config) -> None:
 
     Raises:
         InputError: An encoder, aggregator, optimiser or schedule, or an argument of one, does not
-            exist; the nearest is named.
+            exist; the nearest is named. Also where the split is repeated.
     """
+    if config.split.repeats > 1:
+        message = (
+            f"split.repeats={config.split.repeats}: a run trains and tests one repeat, so give "
+            "each a run of its own with split.seed=0, 1, ... (`slidewise split` deals repeats for "
+            "your own loop)"
+        )
+        raise InputError(message)
     check_name(config.encoder.name)
     loop.OPTIMIZERS.bind(config.train.optimizer.name, config.train.optimizer.args)
     loop.SCHEDULES.bind(config.train.schedule.name, config.train.schedule.args)

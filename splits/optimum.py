@@ -23,9 +23,11 @@ __all__ = ["CLOSE", "MAX_GROUPS", "NEGLIGIBLE", "ROUNDS", "Optimum", "best"]
 MAX_GROUPS: Final = 60
 """Groups up to which a proof is worth a second or two."""
 CLOSE: Final = 0.01
-"""Share of its cost by which a result may exceed another and count as equally good."""
+"""Share of the bound by which a cost may exceed it and count as proved to be the least."""
 NEGLIGIBLE: Final = 1e-5
 """Cost that is never worth reducing: parts that differ from their share by a tenth of a point."""
+_ALIKE: Final = 0.005
+"""Share of the least known cost by which another assignment may exceed it and be as good."""
 ROUNDS: Final = 3
 """Programs at the most that a bound is worth."""
 _NODES: Final = 20
@@ -51,7 +53,7 @@ class Optimum:
     @property
     def enough(self) -> float:
         """Cost up to which another assignment is as good."""
-        return max((1 + CLOSE) * self.cost, NEGLIGIBLE)
+        return max((1 + _ALIKE) * self.cost, NEGLIGIBLE)
 
     @property
     def proved(self) -> bool:

@@ -12,15 +12,15 @@ from typing import Any, Final
 
 import pandas as pd
 
-from splits.auditing import classes, coverage, pixels, shared
-from splits.auditing.battery import Entry, Features, battery, corrected
+from splits.auditing import classes, coverage, pixels, shared, spelling
+from splits.auditing.battery import Entry, Features, ReadHeaders, battery, corrected
 from splits.auditing.confounds import confounds
 from splits.auditing.design import Design, design
 from splits.auditing.findings import SEVERITIES, tile_places
 from splits.auditing.pixels import Pixels
 from splits.errors import unknown
 from splits.groups import UNITS, slide_rows
-from splits.placement import place
+from splits.placement import place, split_rows
 
 __all__ = ["CLAIMS", "audit", "summarise"]
 
@@ -37,7 +37,7 @@ def audit(
     blank: Collection[str] | None = None,
     found: Pixels | None = None,
     features: Features | None = None,
-    headers: Mapping[str, str] | None = None,
+    headers: ReadHeaders | None = None,
     seen: Mapping[int, Collection[str]] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def audit(
             blank: a warning.
         found: What the pixels of the tiles say, links between them above all.
         features: Of the tiles, for the battery; by default the vectors of ``found``.
-        headers: By tile id, how its file was written (`splits.auditing.headers`).
+        headers: Gives, for tile ids, how their files were written (`splits.auditing.headers`).
         seen: By fold, the slides that the encoder of its features was trained on.
         seed: Seed of the permutations of the battery.
 
@@ -78,7 +78,8 @@ def audit(
     if claims is not None and claims not in CLAIMS:
         raise unknown(kind="claim", given=claims, allowed=CLAIMS)
     known = None if slides is None else slide_rows(slides)
-    rows, had = place(split_table, known, tiles)
+    written, hygiene = spelling.reconciled(split_rows(split_table), known, tiles)
+    rows, had = place(written, known, tiles)
     placed = tile_places(rows, tiles)
     if blank is None and found is not None and tiles is not None and "sha256" in tiles.columns:
         empty = [
@@ -87,6 +88,7 @@ def audit(
         blank = set(tiles.loc[tiles["tile_id"].isin(empty), "sha256"].dropna())
     findings = [
         *shared.shared(rows, unit),
+        *spelling.spelled_twice(rows, () if known is None else known["slide_id"]),
         *shared.encoder_saw(rows, seen or {}, unit),
         *pixels.identical(placed, blank),
         *([] if found is None else pixels.linked(placed, found.links)),
@@ -96,6 +98,7 @@ def audit(
         *classes.one_sided(rows),
         *coverage.times_tested(rows, claims, known),
         *([] if known is None else coverage.strangers(rows, known)),
+        *hygiene,
     ]
     findings.sort(key=lambda finding: SEVERITIES.index(finding["severity"]))  # stable
     leak = any(finding["severity"] == "leak" for finding in findings)
@@ -137,7 +140,7 @@ def _battery(
     placed: pd.DataFrame,
     found: Pixels | None,
     features: Features | None,
-    headers: Mapping[str, str] | None,
+    headers: ReadHeaders | None,
     unit: str,
     seed: int,
 ) -> list[Entry]:
@@ -152,7 +155,7 @@ def _had(
     placed: pd.DataFrame,
     found: Pixels | None,
     features: Features | None,
-    headers: Mapping[str, str] | None,
+    headers: ReadHeaders | None,
     seen: Mapping[int, Collection[str]] | None,
 ) -> Iterator[str]:
     """What there was to look at, and what was therefore not checked."""

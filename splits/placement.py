@@ -10,53 +10,25 @@ from splits.errors import InputError, unknown
 from splits.groups import PARTS, text
 from splits.identity.grammar import STRONG, parse
 
-__all__ = ["place"]
+__all__ = ["place", "split_rows"]
 
 _IDS: Final = ("tile_id", "slide_id", "patient_id", "site_id", "group_id", "label")
 
 
 def place(
-    split_table: pd.DataFrame, slides: pd.DataFrame | None, tiles: pd.DataFrame | None
+    rows: pd.DataFrame, slides: pd.DataFrame | None, tiles: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Join a split with the slide table, the tile table and, for what is left, with names.
 
     Args:
-        split_table: ``part``, ``fold`` (0 where absent) and any ids.
+        rows: As `split_rows` gives them.
         slides: The slide table; its ids and labels go before those of the split.
         tiles: The tile table; says the slide of each tile of a split of tiles.
 
     Returns:
         ``tile_id, slide_id, patient_id, site_id, group_id, label, fold, part`` (null where
         unknown), and what identity was had from where, in words.
-
-    Raises:
-        InputError: The split names no part or no ids, or a part is unknown.
     """
-    return _identified(_split_rows(split_table), slides, tiles)
-
-
-def _split_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The split as text ids, ``fold`` and ``part``."""
-    if "part" not in table.columns or not any(
-        name in table.columns for name in ("slide_id", "patient_id", "tile_id")
-    ):
-        message = (
-            "a split needs part and one of slide_id, patient_id, tile_id; "
-            f"got {', '.join(map(str, table.columns))}"
-        )
-        raise InputError(message)
-    strange = sorted(set(table["part"].astype(str)) - set(PARTS))
-    if strange:
-        raise unknown(kind="part", given=strange[0], allowed=PARTS)
-    ids = {name: text(table, name) for name in _IDS}
-    fold = table["fold"].astype("int64") if "fold" in table.columns else 0
-    return pd.DataFrame({**ids, "fold": fold, "part": table["part"].astype("string")})
-
-
-def _identified(
-    rows: pd.DataFrame, slides: pd.DataFrame | None, tiles: pd.DataFrame | None
-) -> tuple[pd.DataFrame, list[str]]:
-    """Fill in what the split does not say, from the tables and then from names; and say so."""
     had = [f"{name} from the split" for name in _IDS if rows[name].notna().any()]
     if tiles is not None and rows["slide_id"].isna().any() and rows["tile_id"].notna().any():
         of_tile = tiles.drop_duplicates("tile_id").set_index("tile_id")
@@ -75,6 +47,28 @@ def _identified(
                 rows = rows.assign(**{name: values.fillna(rows[name])})
                 had.append(f"{name} from the slide table")
     return _from_names(rows, had)
+
+
+def split_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """A split as text ids, ``fold`` (0 where absent) and ``part``.
+
+    Raises:
+        InputError: The split names no part or no ids, or a part is unknown.
+    """
+    if "part" not in table.columns or not any(
+        name in table.columns for name in ("slide_id", "patient_id", "tile_id")
+    ):
+        message = (
+            "a split needs part and one of slide_id, patient_id, tile_id; "
+            f"got {', '.join(map(str, table.columns))}"
+        )
+        raise InputError(message)
+    strange = sorted(set(table["part"].astype(str)) - set(PARTS))
+    if strange:
+        raise unknown(kind="part", given=strange[0], allowed=PARTS)
+    ids = {name: text(table, name) for name in _IDS}
+    fold = table["fold"].astype("int64") if "fold" in table.columns else 0
+    return pd.DataFrame({**ids, "fold": fold, "part": table["part"].astype("string")})
 
 
 def _from_names(rows: pd.DataFrame, had: list[str]) -> tuple[pd.DataFrame, list[str]]:

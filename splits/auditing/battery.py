@@ -8,7 +8,7 @@ where it speaks of the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,18 @@ from splits.auditing.design import Design
 from splits.content.nearest import nearest
 from splits.groups import PARTS
 
-__all__ = ["NAMES", "Features", "battery", "corrected", "cramers_v", "entry", "not_run"]
+__all__ = [
+    "NAMES",
+    "Entry",
+    "Features",
+    "ReadHeaders",
+    "association",
+    "battery",
+    "corrected",
+    "cramers_v",
+    "entry",
+    "not_run",
+]
 
 N_PERMUTATIONS: Final = 999
 ALPHA: Final = 0.01
@@ -43,6 +54,7 @@ _FOLDS: Final = 5
 _TEST: Final = PARTS.index("test")
 _AT_ONCE: Final = 1_000
 Entry = dict[str, Any]
+ReadHeaders = Callable[[Sequence[str]], Mapping[str, str]]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating]
 
@@ -97,7 +109,7 @@ def corrected(entries: Sequence[Entry]) -> list[Entry]:
 
 def battery(
     features: Features | None,
-    headers: Mapping[str, str] | None,
+    headers: ReadHeaders | None,
     tiles: Design | None,
     *,
     seed: int = 0,
@@ -106,7 +118,7 @@ def battery(
 
     Args:
         features: Of the tiles; None where there are none.
-        headers: By tile id, one code for format, size, compression and software of its file.
+        headers: Gives, for tile ids, one text each for format, size, compression and software.
         tiles: Groups and parts of the tiles; None where no groups are known.
         seed: Seed of all permutations.
     """
@@ -129,7 +141,8 @@ def battery(
         why = why if tiles is None else "no image files"
         yield from (not_run(name, why) for name in NAMES[4:6])
     else:
-        yield from _on_headers([headers.get(name, "") for name in tiles.tile_ids], tiles, seed)
+        said = headers(tiles.tile_ids.tolist())
+        yield from _on_headers([said[name] for name in tiles.tile_ids], tiles, seed)
 
 
 def _on_features(x: npt.NDArray[np.float32], tiles: Design, seed: int) -> Iterator[Entry]:

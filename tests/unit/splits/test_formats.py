@@ -118,7 +118,7 @@ def test_stamp_names_patients(tmp_path: Path) -> None:
         ("slide,subtype,site\na,b,c\n", "no split file that is recognised.*STAMP"),
         # slideflow: `dataset` is the name of a project.
         ("slide,patient,dataset\na,p,TCGA\nb,q,CPTAC\n", "no split file that is recognised"),
-        ("", "no split file that is recognised"),
+        ("", "is empty"),
         ('{"splits": []}', "no split file that is recognised"),
         ('{"splits": [', "not a readable"),
         ("slide_id,part\na,trian\n", "unknown part 'trian'; did you mean 'train'"),

@@ -31,11 +31,11 @@ def place(
     """
     had = [f"{name} from the split" for name in _IDS if rows[name].notna().any()]
     if tiles is not None and rows["slide_id"].isna().any() and rows["tile_id"].notna().any():
-        of_tile = tiles.drop_duplicates("tile_id").set_index("tile_id")
-        rows = rows.assign(
-            slide_id=rows["slide_id"].fillna(rows["tile_id"].map(text(of_tile, "slide_id")))
-        )
-        had.append("slide_id from the tile table")
+        of_tile = text(tiles.drop_duplicates("tile_id").set_index("tile_id"), "slide_id")
+        if of_tile.notna().any():
+            values = rows["slide_id"].fillna(rows["tile_id"].map(of_tile))
+            rows = rows.assign(slide_id=values)
+            had.append("slide_id from the tile table")
     if slides is not None:
         if rows["slide_id"].isna().all():  # a split of patients, such as STAMP's
             named = slides.dropna(subset="patient_id")[["patient_id", "slide_id"]]

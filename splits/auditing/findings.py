@@ -9,10 +9,11 @@ import pandas as pd
 
 from splits.groups import PARTS, text
 
-__all__ = ["SEVERITIES", "Finding", "finding", "places", "tile_places"]
+__all__ = ["SEVERITIES", "Finding", "Pair", "finding", "places", "tile_places"]
 
 SEVERITIES: Final = ("leak", "warning", "note")
 Finding = dict[str, Any]
+Pair = tuple[tuple[str, str], tuple[str, str]]
 _IDENTITY: Final = ("slide_id", "patient_id", "site_id", "group_id", "label")
 
 
@@ -26,7 +27,7 @@ def finding(
     ids: Collection[str] = (),
     parts: Collection[str] = (),
     fold: int | None = None,
-    pairs: Sequence[tuple[str, str]] = (),
+    pairs: Sequence[Pair] = (),
 ) -> Finding:
     """One finding.
 
@@ -39,11 +40,11 @@ def finding(
         ids: All ids, where the evidence is not by id.
         parts: Parts that it is about.
         fold: Fold that it was found in; None for all.
-        pairs: Pairs of tiles that show one tissue, to be drawn side by side.
+        pairs: Two tiles that show one tissue, each with its part.
     """
     lines = evidence if isinstance(evidence, Mapping) else {}
     names = sorted(lines or set(ids))
-    count = f"{len(names)} {level}(s)" if not pairs else f"{len(pairs)} pair(s) of tiles"
+    count = f"{len(names)} {level}(s)" if lines else f"{len(pairs)} pair(s) of tiles"
     where = "" if fold is None else f"fold {fold}: "
     return {
         "kind": kind,
@@ -54,7 +55,10 @@ def finding(
         "parts": sorted(set(parts), key=PARTS.index),
         "message": f"{where}{count} {what}",
         "evidence": [lines[name] for name in names] if lines else list(evidence),
-        "pairs": [list(pair) for pair in pairs],
+        "pairs": [
+            {"tiles": [one, other], "parts": [part, other_part]}
+            for (one, part), (other, other_part) in pairs
+        ],
     }
 
 

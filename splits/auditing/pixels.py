@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from splits.auditing.findings import Finding, finding, places
+from splits.auditing.findings import Finding, Pair, finding, places
 from splits.content.evidence import Evidence
 from splits.content.links import KINDS
 from splits.groups import text
@@ -94,7 +94,7 @@ def identical(placed: pd.DataFrame, blank: Collection[str] | None) -> Iterator[F
         ):
             if len(hashes):
                 inside = table[table["sha256"].isin(hashes)]
-                found = finding(
+                yield finding(
                     "identical_pixels",
                     severity,
                     "image",
@@ -102,19 +102,18 @@ def identical(placed: pd.DataFrame, blank: Collection[str] | None) -> Iterator[F
                     parts=inside["part"].unique(),
                     fold=int(fold),
                     what=what,
+                    pairs=[_across(copies) for _, copies in inside.groupby("sha256")],
                 )
-                yield found | {"pairs": _first_across(inside)}
 
 
-def _first_across(images: pd.DataFrame) -> list[list[str]]:
-    """For each image, the first tile of it and the first one in another part."""
-    pairs = []
-    for _, table in images.sort_values("tile_id").groupby("sha256"):
-        first = table.iloc[0]
-        other = table[(table["part"] != first["part"]) & (table["tile_id"] != first["tile_id"])]
-        if len(other):
-            pairs.append([str(first["tile_id"]), str(other["tile_id"].iloc[0])])
-    return pairs
+def _across(copies: pd.DataFrame) -> Pair:
+    """Two tiles of one image, in different parts."""
+    tiles = copies.sort_values(["tile_id", "part"])
+    first = tiles.iloc[0]
+    others = tiles[tiles["tile_id"] != first["tile_id"]]
+    away = others[others["part"] != first["part"]]
+    other = (others if away.empty else away).iloc[0]
+    return (first["tile_id"], first["part"]), (other["tile_id"], other["part"])
 
 
 def linked(placed: pd.DataFrame, links: pd.DataFrame) -> Iterator[Finding]:
@@ -137,6 +136,9 @@ def linked(placed: pd.DataFrame, links: pd.DataFrame) -> Iterator[Finding]:
         of_kind = across[across["kind"] == kind]
         for (fold, severity), table in of_kind.groupby(["fold", "severity"]):
             table = table.sort_values("score", ascending=False, kind="stable")
+            tied = {*table["tile_a"], *table["tile_b"]}
+            tests = known.loc[(known["fold"] == fold) & (known["part"] == "test"), "tile_id"]
+            share = f" ({tests.isin(tied).sum()} of {len(tests)} test tiles are in such a pair)"
             doubt = "" if severity == "leak" else ", as one cue alone says or others contradict"
             yield finding(
                 kind,
@@ -147,11 +149,14 @@ def linked(placed: pd.DataFrame, links: pd.DataFrame) -> Iterator[Finding]:
                     f"{kind}, score {row.score:.2f}, {row.state}"
                     for row in table.itertuples()
                 ],
-                what=f"in different parts {_WORDS[kind]}{doubt}",
-                ids={*table["tile_a"], *table["tile_b"]},
+                what=f"in different parts {_WORDS[kind]}{doubt}{share}",
+                ids=tied,
                 parts={*table["part_a"], *table["part_b"]},
                 fold=int(fold),
-                pairs=list(zip(table["tile_a"], table["tile_b"], strict=True)),
+                pairs=[
+                    ((row.tile_a, row.part_a), (row.tile_b, row.part_b))
+                    for row in table.itertuples()
+                ],
             )
 
 
@@ -168,7 +173,8 @@ def coordinates(placed: pd.DataFrame) -> Iterator[Finding]:
     source = known["slide_id"].fillna(known["tile_id"].map(image_of))
     region = text(known, "region").fillna("")
     for fold, table in known.assign(source=source, region=region).groupby("fold"):
-        lines, pairs, parts = [], [], set()
+        lines: list[str] = []
+        pairs: list[Pair] = []
         for (slide, _), tiles in table.groupby(["source", "region"]):
             if tiles["part"].nunique() < 2:
                 continue
@@ -176,8 +182,8 @@ def coordinates(placed: pd.DataFrame) -> Iterator[Finding]:
             for i, j, share in _overlaps(tiles[needed].to_numpy(np.float64)):
                 one, other = tiles.iloc[i], tiles.iloc[j]
                 if one["part"] != other["part"] and one["tile_id"] != other["tile_id"]:
-                    pairs.append((str(one["tile_id"]), str(other["tile_id"])))
-                    parts |= {one["part"], other["part"]}
+                    sides = [(tile["tile_id"], tile["part"]) for tile in (one, other)]
+                    pairs.append((sides[0], sides[1]))
                     lines.append(
                         f"{one['tile_id']} ({one['part']}) and {other['tile_id']} "
                         f"({other['part']}): {100 * share:.0f} % of the area, slide {slide}"
@@ -189,8 +195,8 @@ def coordinates(placed: pd.DataFrame) -> Iterator[Finding]:
                 "tile",
                 lines,
                 what="of one slide in different parts, whose coordinates overlap",
-                ids={name for pair in pairs for name in pair},
-                parts=parts,
+                ids={name for pair in pairs for name, _ in pair},
+                parts={part for pair in pairs for _, part in pair},
                 fold=int(fold),
                 pairs=pairs,
             )

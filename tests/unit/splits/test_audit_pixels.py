@@ -60,7 +60,10 @@ def test_a_link_across_parts(kind: str, state: str, severity: str) -> None:
     assert finding["severity"] == severity
     assert finding["ids"] == ["s0/1.png", "s2/0.png", "s3/2.png", "s7/0.png"]
     assert finding["parts"] == ["train", "val", "test"]
-    assert finding["pairs"] == [["s0/1.png", "s3/2.png"], ["s2/0.png", "s7/0.png"]]
+    assert finding["pairs"] == [
+        {"tiles": ["s0/1.png", "s3/2.png"], "parts": ["train", "test"]},
+        {"tiles": ["s2/0.png", "s7/0.png"], "parts": ["val", "test"]},
+    ]
     line = f"s0/1.png (train) and s3/2.png (test): {kind}, score 0.90, {state}"
     assert finding["evidence"][0] == line
     assert result["verdict"] == ("leak" if severity == "leak" else "clean")
@@ -117,7 +120,7 @@ def test_coordinates_that_overlap(x_px: int, share: int | None) -> None:
     overlaps = [f for f in result["findings"] if f["kind"] == "overlapping_coordinates"]
     assert len(overlaps) == (share is not None)
     if share is not None:
-        assert overlaps[0]["pairs"] == [["s0/0.png", "s0/1.png"]]
+        assert overlaps[0]["pairs"][0]["tiles"] == ["s0/0.png", "s0/1.png"]
         assert f"{share} % of the area, slide s0" in overlaps[0]["evidence"][0]
     other = tiles.assign(region=tiles["tile_id"].where(tiles.index != 1, "elsewhere"))
     other["region"] = other["region"].where(other.index == 1, "here")
@@ -133,7 +136,7 @@ def test_windows_of_one_image_are_of_one_slide() -> None:
     split = tiles[["tile_id"]].assign(part=["train", "test", "test"])
     (finding,) = [f for f in audit(split, None, tiles)["findings"]
                   if f["kind"] == "overlapping_coordinates"]  # fmt: skip
-    assert finding["pairs"] == [names[:2]]
+    assert [pair["tiles"] for pair in finding["pairs"]] == [names[:2]]
 
 
 @pytest.mark.parametrize(("part", "severity"), [("train", None), ("val", "warning"),

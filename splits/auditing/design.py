@@ -106,7 +106,7 @@ def design(
     if component is not None and group.isna().any():
         tied = component[component.duplicated(keep=False)].astype("string")
         group = group.fillna("component " + tied.reindex(tiles.index))
-        kinds.append("what the pixels tie together")
+        kinds.append("piece that the pixels tie together")
     tiles, group = tiles[group.notna()], group.dropna()
     if group.nunique() < 2:
         return None

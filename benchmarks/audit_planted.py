@@ -256,8 +256,8 @@ def main() -> None:
         counts += by_pixels(table, images, signatures, given.share, seed)
         counts += by_ids(table, given.share, seed)
     seconds = (time.perf_counter() - start) / len(given.seed)
-    print(f"{len(table):,} tiles, {table['slide_id'].nunique()} slides, "
-          f"{len(given.seed)} draws of {100 * given.share:g} % a kind, {seconds:.0f} s each")  # fmt: skip
+    print(f"{len(table):,} tiles, {table['slide_id'].nunique()} slides, {len(given.seed)} draws")
+    print(f"{100 * given.share:g} % a kind and draw, {seconds:.0f} s a draw")
     print("| leak | planted | found | recall |\n|---|---|---|---|")
     for kind in (*PIXELS, "seam neighbour", *IDS):
         planted, found = counts[kind, "planted"], counts[kind, "found"]

@@ -73,28 +73,26 @@ def split_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def _from_names(rows: pd.DataFrame, had: list[str]) -> tuple[pd.DataFrame, list[str]]:
     """Derive patients and sites from slide names (or slides from tile names) where unknown."""
-    for source, targets in (
-        ("tile_id", ("slide_id",)),
-        ("slide_id", ("patient_id", "site_id")),
+    for source, target in (
+        ("tile_id", "slide_id"),
+        ("slide_id", "patient_id"),
+        ("slide_id", "site_id"),
     ):
-        absent = rows[source].notna() & rows[targets[0]].isna()
-        if not absent.any():
-            continue
-        parsed = {name: parse(name) for name in rows.loc[absent, source].unique()}
-        for target in targets:
-            # A weak grammar is believed for a whole folder that passes a test, never for one name.
-            said = {
-                name: getattr(found, target.removesuffix("_id"))
-                for name, found in parsed.items()
-                if found is not None and found.confidence >= STRONG
-            }
+        absent = rows[source].notna() & rows[target].isna()
+        names = rows.loc[absent, source].unique()
+        # A weak grammar is believed for a whole folder that passes a test, never for one name.
+        said = {
+            name: getattr(found, target.removesuffix("_id"))
+            for name, found in zip(names, map(parse, names), strict=True)
+            if found is not None and found.confidence >= STRONG
+        }
+        said = {name: value for name, value in said.items() if value}
+        if said:
             values = rows[source].map(said).astype("string")
-            values = values.mask(values == "")
-            if values[absent].notna().any():
-                rows = rows.assign(**{target: rows[target].fillna(values)})
-                n_said = rows.loc[absent & values.notna(), source].nunique()
-                had.append(f"{target} from the names of {n_said} of {len(parsed)} {source}s")
-    unknown_patients = rows.loc[rows["patient_id"].isna(), "slide_id"].nunique()
-    if unknown_patients:
-        had.append(f"no patient_id for {unknown_patients} slide(s): these were not checked for it")
+            rows = rows.assign(**{target: rows[target].fillna(values)})
+            had.append(f"{target} from the names of {len(said)} of {len(names)} {source}s")
+    for target in ("patient_id", "site_id"):
+        n_unknown = rows.loc[rows[target].isna(), "slide_id"].nunique()
+        if n_unknown:
+            had.append(f"no {target} for {n_unknown} slide(s): these were not checked for it")
     return rows, had

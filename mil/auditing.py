@@ -228,14 +228,17 @@ def material_of(
 
 
 def _declared(table: pd.DataFrame, slides: set[str]) -> pd.DataFrame:
-    """The tile table with the slides that the names of the tiles declare, or those of folders."""
-    named, rule, _ = declare(table, None, "auto", [])
-    result = tiles.check(named)
-    if rule.rule is None:
-        folder = table["tile_id"].str.rsplit("/", n=1).str[0].str.rsplit("/", n=1).str[-1]
-        mapping = reconcile(folder.dropna(), slides).mapping if slides else {}
-        result = result.assign(slide_id=folder.map(mapping).astype("string"))
-    elif slides:
-        mapping = reconcile(result["slide_id"].dropna(), slides).mapping
-        result = result.assign(slide_id=result["slide_id"].replace(mapping))
-    return result
+    """The tile table with the slide of each tile, by a rule on names or by its folder.
+
+    Where slides are known of, the source that names more of them is taken.
+    """
+    result = tiles.check(declare(table, None, "auto", [])[0])
+    if not slides:
+        return result
+    parent = result["tile_id"].str.rsplit("/", n=2).str[-2].astype("string")
+    matched = []
+    for names in (result["slide_id"], parent):
+        mapping = reconcile(names.dropna(), slides).mapping
+        matched.append(names.map(mapping).astype("string"))
+    best = max(matched, key=lambda names: int(names.notna().sum()))
+    return result.assign(slide_id=best) if best.notna().any() else result

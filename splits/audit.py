@@ -110,7 +110,7 @@ def audit(
         "findings": findings,
         "battery": entries,
         "twins": {} if found is None else {kind: dict(n) for kind, n in found.twins.items()},
-        "had": [*had, *_had(placed, found, features, headers, seen)],
+        "had": [*had, *_had(placed, tiles, found, features, headers, seen)],
     }
 
 
@@ -153,12 +153,15 @@ def _battery(
 
 def _had(
     placed: pd.DataFrame,
+    tiles: pd.DataFrame | None,
     found: Pixels | None,
     features: Features | None,
     headers: ReadHeaders | None,
     seen: Mapping[int, Collection[str]] | None,
 ) -> Iterator[str]:
     """What there was to look at, and what was therefore not checked."""
+    if tiles is not None:
+        yield f"{placed['tile_id'].nunique()} of {len(tiles)} tiles lie in the split"
     if found is not None:
         yield found.told()
     elif "sha256" in placed.columns:

@@ -127,6 +127,7 @@ def build(
         The path of the page.
     """
     groups = _grouped(result["findings"])
+    battery = [_tested(entry) for entry in result.get("battery") or []]
     context = {
         "name": name,
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -135,9 +136,10 @@ def build(
         "leaks": [group for group in groups if group["severity"] == "leak"],
         "groups": groups,
         "counts": {
-            severity: sum(group["severity"] == severity for group in groups) for severity in _ORDER
+            severity: sum(one["severity"] == severity for one in [*groups, *battery])
+            for severity in _ORDER
         },
-        "had": [line for line in result["had"] if not _is_lack(line)],
+        "had": _joined([line for line in result["had"] if not _is_lack(line)]),
         "lacked": [line for line in result["had"] if _is_lack(line)],
         "to_see": [
             group | {"pictures": _pictures(group["pairs"], tiles, links, read_tile)}
@@ -147,10 +149,22 @@ def build(
         "has_reader": read_tile is not None,
         "max_pairs": MAX_PAIRS,
         "listed": _LISTED,
-        "battery": [_tested(entry) for entry in result.get("battery") or []],
+        "battery": battery,
         "twins": _twins(result.get("twins") or {}),
     }
     return write_page(path, "audit.html.j2", context)
+
+
+def _joined(lines: Sequence[str]) -> list[str]:
+    """Ids of one source on one line."""
+    by_source: dict[str, list[str]] = {}
+    for line in lines:
+        name, link, source = line.partition(" from the ")
+        by_source.setdefault(f"{link}{source}" if link else line, []).append(name)
+    return [
+        f"{', '.join(names)}{source}" if source.startswith(" from the ") else source
+        for source, names in by_source.items()
+    ]
 
 
 def _is_lack(line: str) -> bool:

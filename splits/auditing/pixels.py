@@ -172,12 +172,12 @@ def coordinates(placed: pd.DataFrame) -> Iterator[Finding]:
     known = known[(known["width_px"] > 0) & (known["height_px"] > 0)]
     source = known["slide_id"].fillna(known["tile_id"].map(image_of))
     region = text(known, "region").fillna("")
-    for fold, table in known.assign(source=source, region=region).groupby("fold"):
+    known = known.assign(source=source, region=region)
+    cut = known.groupby(["fold", "source", "region"])["part"].transform("nunique") > 1
+    for fold, table in known[cut].groupby("fold"):
         lines: list[str] = []
         pairs: list[Pair] = []
         for (slide, _), tiles in table.groupby(["source", "region"]):
-            if tiles["part"].nunique() < 2:
-                continue
             tiles = tiles.sort_values("tile_id")
             for i, j, share in _overlaps(tiles[needed].to_numpy(np.float64)):
                 one, other = tiles.iloc[i], tiles.iloc[j]

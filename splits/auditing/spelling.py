@@ -39,7 +39,10 @@ def reconciled(
         if known:
             matched = ids.reconcile(given, known, level=level)
             findings += matched.findings
-            rows = rows.assign(**{column: rows[column].replace(matched.mapping)})
+            changed = {name: other for name, other in matched.mapping.items() if name != other}
+            if changed:
+                values = rows[column].map(changed).astype("string").fillna(rows[column])
+                rows = rows.assign(**{column: values})
     return rows, [found | {"pairs": []} for found in findings]
 
 
@@ -60,9 +63,11 @@ def spelled_twice(rows: pd.DataFrame, known: Collection[str]) -> Iterator[Findin
     for severity, key, less in (("leak", "plain", "slide_id"), ("warning", "folded", "plain")):
         for fold, inside in table.groupby("fold"):
             groups = inside.groupby(key)
-            apart = groups["slide_id"].agg(lambda spelled: declared.issuperset(spelled))
             twice = (groups[less].nunique() > 1) & (groups["part"].nunique() > 1)
-            found = inside[inside[key].isin(twice.index[twice & ~apart.astype(bool)])]
+            found = inside[inside[key].isin(twice.index[twice])]
+            if declared:
+                stray = ~found["slide_id"].isin(declared)
+                found = found[stray.groupby(found[key]).transform("any").astype(bool)]
             if len(found):
                 yield finding(
                     "spelled_twice",

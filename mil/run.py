@@ -9,6 +9,7 @@ from pathlib import Path
 from mil import auditing, encode, evaluate, predict, prepare, report, settings, train
 from mil.config import Config, Data, Encoder, Split, Train
 from mil.phantom import Phantom
+from mil.report.audit import audit_run
 from mil.report.identity import identify_run
 from splits.artifacts import digest, digests_of, is_current
 from splits.images import read_tile
@@ -34,6 +35,7 @@ def run(path: Path, config: Config, say: Say, progress: prepare.Progress | None 
     identity = identify_run(path, config, progress=progress)
     say(f"identity: grade {identity['grade']} ({identity['reason']})")
     prepare.split(path, config)
+    audit_run(path, config, encoders=False)  # a leak is to be looked at: the page comes first
     say(f"audit: {auditing.audit(path, config)['verdict']}")
     train_run(path, config, say, progress)
     evaluate_run(path, config)

@@ -73,6 +73,10 @@ def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
         "max_sites": pictures.MAX_SITES,
         "split": found.split,
         "audit": found.audit,
+        "audit_rows": [
+            {name: value for name, value in finding.items() if name != "pairs"}
+            for finding in (found.audit or {}).get("findings") or []
+        ],
         "identity": found.identity,
         "localisation": found.localisation,
         "skipped": tables.skipped(found.skipped),

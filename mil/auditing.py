@@ -25,7 +25,7 @@ from splits.groups import text
 from splits.identity import embedding
 from splits.identity.declare import declare
 from splits.ids import reconcile
-from splits.images import read_tile
+from splits.images import image_of, read_tile
 from splits.scan import list_folder
 from splits.scan import scan as scan_folder
 
@@ -163,7 +163,10 @@ def audit_files(
     if root is None and features is not None:
         message = "features are found by their tile: give the folder of the tiles too"
         raise InputError(message)
-    material = Material() if root is None else material_of(root, names, features, progress)
+    # A split of tiles needs no slides of its own to be looked at.
+    of_tiles = all(text(split.table, "tile_id").notna().any() for split in found)
+    wanted = set() if of_tiles else names
+    material = Material() if root is None else material_of(root, wanted, features, progress)
     headers = None if root is None else partial(read_headers, root)
     results = []
     for split in found:
@@ -213,6 +216,7 @@ def material_of(
     advance = progress("scan", len(listing.images)) if progress else None
     table, skipped = scan_folder(listing, mixed_sizes="resize", progress=advance)
     names = table["tile_id"].tolist()
+    declared = _declared(table.copy(), slides)
 
     def read(row: int) -> Any:
         return read_tile(root, names[row])
@@ -224,21 +228,30 @@ def material_of(
     if features is not None:
         given = Features(names, embedding.read(features, names), str(features.name))
     left = [f"{len(skipped)} file(s) of {root.name} are no usable tile"] if skipped else []
-    return Material(_declared(table, slides), root, pixels, given, tuple(left))
+    return Material(declared, root, pixels, given, tuple(left))
 
 
 def _declared(table: pd.DataFrame, slides: set[str]) -> pd.DataFrame:
-    """The tile table with the slide of each tile, by a rule on names or by its folder.
+    """The tile table with the slide of each tile: by a rule on names, its folder, or its file.
 
-    Where slides are known of, the source that names more of them is taken.
+    Where slides are known of, the source that names most of them is taken.
+
+    Raises:
+        InputError: No tile is of a known slide.
     """
     result = tiles.check(declare(table, None, "auto", [])[0])
     if not slides:
         return result
     parent = result["tile_id"].str.rsplit("/", n=2).str[-2].astype("string")
     matched = []
-    for names in (result["slide_id"], parent):
+    for names in (result["slide_id"], parent, result["tile_id"].map(image_of)):
         mapping = reconcile(names.dropna(), slides).mapping
         matched.append(names.map(mapping).astype("string"))
     best = max(matched, key=lambda names: int(names.notna().sum()))
-    return result.assign(slide_id=best) if best.notna().any() else result
+    if best.isna().all():
+        message = (
+            "no tile is of a slide of the split: neither its name nor its folder says so "
+            f"(the first tile is {result['tile_id'].iloc[0]!r}, the first slide {min(slides)!r})"
+        )
+        raise InputError(message)
+    return result.assign(slide_id=best)

@@ -149,14 +149,7 @@ def _on_features(x: npt.NDArray[np.float32], tiles: Design, seed: int) -> Iterat
     random = [np.random.default_rng([seed, place]) for place in range(4)]
     near = _nearest(x)
     slide = pd.factorize(tiles.names["slide"])[0]
-    null = [np.mean(mixed == mixed[near]) for mixed in _permuted(slide, random[0])]
-    yield entry(
-        "slide_probe",
-        float(np.mean(slide == slide[near])),
-        np.array(null),
-        "Share of tiles whose nearest look-alike is of their own slide. Where it is far above "
-        "chance, slides can be told apart, and a split that cuts them leaks.",
-    )
+    yield _slide_probe(slide, near, random[0])
     yield _site_probe(x, tiles, random[1])
     deals = [tiles.part, *(tiles.dealt(random[2]) for _ in range(N_PERMUTATIONS))]
     tested = np.stack([part == _TEST for part in deals])  # (1 + permutations, n_tiles, n_folds)
@@ -176,6 +169,20 @@ def _on_features(x: npt.NDArray[np.float32], tiles: Design, seed: int) -> Iterat
         np.array(across[1:]),
         "Share of test tiles whose nearest look-alike is not in test (the fold where it is "
         f"largest). Above permuted splits that keep every {tiles.kind} whole, something is cut.",
+    )
+
+
+def _slide_probe(slide: Ints, near: Ints, random: np.random.Generator) -> Entry:
+    """Whether the nearest tile is of the same slide."""
+    if np.bincount(slide).max() < 2:
+        return not_run("slide_probe", "no slide has two tiles")
+    null = [np.mean(mixed == mixed[near]) for mixed in _permuted(slide, random)]
+    return entry(
+        "slide_probe",
+        float(np.mean(slide == slide[near])),
+        np.array(null),
+        "Share of tiles whose nearest look-alike is of their own slide. Where it is far above "
+        "chance, slides can be told apart, and a split that cuts them leaks.",
     )
 
 

@@ -140,6 +140,9 @@ def test_a_split_of_slides_with_a_folder_of_tiles(
     leaks = [f for f in result["findings"] if f["severity"] == "leak"]
     assert [f["kind"] for f in leaks] == ["turned"]
     assert [set(pair["parts"]) for pair in leaks[0]["pairs"]] == [{"train", "test"}]
+    split.write_text("slide_id,part\nx,train\ny,test\n")
+    with pytest.raises(InputError, match="no tile is of a slide of the split"):
+        audit_files([split], tiles_root=root)
 
 
 def test_features_come_from_a_file_of_the_user(

@@ -39,10 +39,6 @@ from splits.scan import list_folder, scan
 Image = npt.NDArray[np.uint8]
 PARTS = ("train", "val", "test")
 PIXELS = ("identical", "saved again", "turned", "rotated, cropped, saved", "half overlap")
-IDS = (
-    "tile in two parts", "tile of a slide moved", "slide of a patient moved", "site on both sides",
-    "id with extension", "label conflict", "encoder saw test", "coordinates overlap",
-)  # fmt: skip
 
 
 def saved(tile: Image, quality: int) -> Image:
@@ -104,14 +100,11 @@ def elsewhere(part: str, random: np.random.Generator) -> str:
     return str(random.choice([name for name in PARTS if name != part]))
 
 
-def leaked(result: dict[str, Any], kinds: set[str]) -> set[str]:
-    """Ids in findings of some kinds, and the tiles of their pairs."""
-    names: set[str] = set()
-    for finding in result["findings"]:
-        if finding["kind"] in kinds:
-            names.update(finding["ids"])
-            names.update(name for pair in finding["pairs"] for name in pair["tiles"])
-    return names
+def leaked(result: dict[str, Any]) -> set[str]:
+    """What the leaks name: their ids, and the tiles of their pairs."""
+    leaks = [finding for finding in result["findings"] if finding["severity"] == "leak"]
+    pairs = {name for finding in leaks for pair in finding["pairs"] for name in pair["tiles"]}
+    return pairs | {name for finding in leaks for name in finding["ids"]}
 
 
 def by_pixels(
@@ -125,7 +118,7 @@ def by_pixels(
     usable = [row for row, other in beside.items() if tissue[row] and tissue[other]]
     n = max(1, round(share * len(table)))
     chosen = random.permutation(usable)[: n * (len(PIXELS) + 1)].tolist()
-    names = table["tile_id"].tolist()
+    names = [f"{row:06d}.png" for row in range(len(table))]  # the real ones say the slide
     new: list[Image] = []
     planted: dict[str, list[str]] = {kind: [] for kind in (*PIXELS, "seam neighbour")}
     for place, row in enumerate(chosen):
@@ -147,85 +140,140 @@ def by_pixels(
     found = Pixels.of(gather(hashes, everything.__getitem__, signed), names)
     tiles = pd.DataFrame({"tile_id": names, "sha256": hashes, "slide_id": None})
     result = audit(tiles[["tile_id"]].assign(part=part), None, tiles, found=found, seed=seed)
-    leaks = {f["kind"] for f in result["findings"] if f["severity"] == "leak"}
-    named = leaked(result, leaks)
+    leaks = leaked(result)
     counts: Counter[tuple[str, str]] = Counter()
     for kind, tile_ids in planted.items():
         counts[kind, "planted"] += len(tile_ids)
-        counts[kind, "found"] += sum(name in named for name in tile_ids)
+        counts[kind, "found"] += sum(name in leaks for name in tile_ids)
     return counts
 
 
 def by_ids(table: pd.DataFrame, share: float, seed: int) -> Counter[tuple[str, str]]:
-    """Planted and found, by kind, from tables alone; two of each patient's slides are made up."""
+    """Planted and found, by kind, from tables alone; each slide is made two of its patient."""
     random = np.random.default_rng(seed)
-    rows = table[["tile_id", "patient_id", "site_id", "slide_label"]].assign(
-        slide_id=table["slide_id"] + np.where(random.random(len(table)) < 0.5, "-a", "-b"),
-        part=dealt(table, random),
-    )
-    slides = rows.groupby("slide_id")[["patient_id", "site_id", "slide_label", "part"]].first()
-    slides = slides.rename(columns={"slide_label": "label"}).reset_index()
+    halves = np.where(random.random(len(table)) < 0.5, "-a", "-b")
+    tiles = table.assign(slide_id=table["slide_id"] + halves)
+    part = dealt(table, random)
+    slides = tiles.assign(part=part).groupby("slide_id")[
+        ["patient_id", "site_id", "slide_label", "part"]
+    ]
+    known = slides.first().rename(columns={"slide_label": "label"}).reset_index()
     n = max(1, round(share * len(table)))
     counts: Counter[tuple[str, str]] = Counter()
-    for kind in IDS:
-        pick = random.permutation(len(slides))[:n]
-        some = slides.iloc[pick]
-        away = [elsewhere(part, random) for part in some["part"]]
-        split, options = slides[["slide_id", "part"]], {}
-        known = slides.drop(columns="part")
-        tiles, expected = None, set(some["slide_id"])
-        if kind in {"tile in two parts", "tile of a slide moved", "coordinates overlap"}:
-            own = rows.iloc[random.permutation(len(rows))[:n]]
-            moved = own.assign(part=[elsewhere(part, random) for part in own["part"]])
-            tiles = rows[["tile_id", "slide_id"]]
-            keep = rows if kind == "tile in two parts" else rows.drop(own.index)
-            split = pd.concat([keep, moved])[["tile_id", "part"]]
-            expected = set(own["slide_id"] if kind == "tile of a slide moved" else own["tile_id"])
-            if kind == "coordinates overlap":
-                extra = own.assign(tile_id=own["tile_id"] + "-new")
-                at = table[["tile_id", "x_px", "y_px", "width_px", "height_px", "region"]]
-                tiles = rows.merge(at, on="tile_id")
-                shifted = tiles.set_index("tile_id").loc[own["tile_id"]].reset_index()
-                shifted = shifted.assign(tile_id=extra["tile_id"].tolist(),
-                                         x_px=shifted["x_px"] + 7)  # fmt: skip
-                tiles = pd.concat([tiles, shifted]).drop(columns=["part", "slide_label"])
-                moved = moved.assign(tile_id=extra["tile_id"])
-                split = pd.concat([rows, moved])[["tile_id", "part"]]
-                expected = set(extra["tile_id"])
-        elif kind == "slide of a patient moved":
-            both = slides["patient_id"].duplicated(keep=False)
-            some = slides[both].drop_duplicates("patient_id").iloc[:n]
-            part = {s: elsewhere(p, random) for s, p in zip(some["slide_id"], some["part"],
-                                                            strict=True)}  # fmt: skip
-            split = split.assign(part=split["slide_id"].map(part).fillna(split["part"]))
-            expected = set(some["patient_id"])
-        elif kind == "site on both sides":
-            by_site = slides.groupby("site_id")["part"].transform("first")
-            split = split.assign(part=by_site)
-            twice = slides[slides["site_id"].duplicated(keep=False)]
-            some = twice.drop_duplicates("site_id").iloc[:n]
-            moved = split["slide_id"].isin(some["slide_id"])
-            split = split.assign(
-                part=[elsewhere(p, random) if m else p
-                      for p, m in zip(split["part"], moved, strict=True)]
-            )  # fmt: skip
-            options, expected = {"unit": "site"}, set(some["site_id"])
-        elif kind == "id with extension":
-            twin = pd.DataFrame({"slide_id": some["slide_id"] + ".svs", "part": away})
-            split = pd.concat([split, twin])
-            expected = set(twin["slide_id"])
-        elif kind == "label conflict":
-            tiles = rows.assign(slide_label=rows["slide_label"].where(
-                ~rows["slide_id"].isin(some["slide_id"]), "another"))  # fmt: skip
-        elif kind == "encoder saw test":
-            tests = slides[slides["part"] == "test"].iloc[:n]
-            options, expected = {"seen": {0: tests["slide_id"]}}, set(tests["slide_id"])
-        result = audit(split, known, tiles, **options)
-        wanted = "warning" if kind == "label conflict" else "leak"
-        kinds = {f["kind"] for f in result["findings"] if f["severity"] == wanted}
+    for kind, plant in PLANTS.items():
+        expected, found = plant(tiles.assign(part=part), known, n, random)
         counts[kind, "planted"] += len(expected)
-        counts[kind, "found"] += len(expected & leaked(result, kinds))
+        counts[kind, "found"] += len(expected & found)
     return counts
+
+
+Planted = tuple[set[str], set[str]]
+"""Ids that were leaked, and ids that the audit names."""
+
+
+def some_moved(rows: pd.DataFrame, n: int, random: np.random.Generator) -> pd.DataFrame:
+    """A few rows, in another part."""
+    chosen = rows.iloc[random.permutation(len(rows))[:n]]
+    return chosen.assign(part=[elsewhere(part, random) for part in chosen["part"]])
+
+
+def named(result: dict[str, Any], kind: str, severity: str = "leak") -> set[str]:
+    """Ids that findings of one kind name."""
+    found = [f for f in result["findings"] if (f["kind"], f["severity"]) == (kind, severity)]
+    return {name for finding in found for name in finding["ids"]}
+
+
+def tile_in_two_parts(
+    tiles: pd.DataFrame, slides: pd.DataFrame, n: int, random: np.random.Generator
+) -> Planted:
+    """The tile stays, and is listed in another part too."""
+    moved = some_moved(tiles, n, random)
+    result = audit(pd.concat([tiles, moved])[["tile_id", "part"]], slides, tiles)
+    return set(moved["tile_id"]), named(result, "shared_tile")
+
+
+def tile_moved(
+    tiles: pd.DataFrame, slides: pd.DataFrame, n: int, random: np.random.Generator
+) -> Planted:
+    """One tile of a slide moves."""
+    moved = some_moved(tiles, n, random)
+    split = pd.concat([tiles.drop(moved.index), moved])[["tile_id", "part"]]
+    return set(moved["slide_id"]), named(audit(split, slides, tiles), "shared_slide")
+
+
+def overlapping(
+    tiles: pd.DataFrame, slides: pd.DataFrame, n: int, random: np.random.Generator
+) -> Planted:
+    """A tile 7 px beside another comes into another part."""
+    new = some_moved(tiles, n, random)
+    new = new.assign(tile_id=new["tile_id"] + "-new", x_px=new["x_px"] + 7)
+    everything = pd.concat([tiles, new], ignore_index=True)
+    result = audit(everything[["tile_id", "part"]], slides, everything)
+    return set(new["tile_id"]), named(result, "overlapping_coordinates")
+
+
+def slide_moved(
+    _: pd.DataFrame, slides: pd.DataFrame, n: int, random: np.random.Generator
+) -> Planted:
+    """One of the two slides of a patient moves."""
+    pairs = slides[slides["patient_id"].duplicated(keep=False)].drop_duplicates("patient_id")
+    moved = some_moved(pairs, n, random)
+    split = pd.concat([slides.drop(moved.index), moved])[["slide_id", "part"]]
+    result = audit(split, slides.drop(columns="part"))
+    return set(moved["patient_id"]), named(result, "shared_patient")
+
+
+def site_crossed(
+    _: pd.DataFrame, slides: pd.DataFrame, n: int, random: np.random.Generator
+) -> Planted:
+    """One slide of a site moves, where all others of it lie in one part."""
+    by_site = slides.assign(part=slides.groupby("site_id")["part"].transform("first"))
+    several = by_site[by_site["site_id"].duplicated(keep=False)].drop_duplicates("site_id")
+    moved = some_moved(several, n, random)
+    split = pd.concat([by_site.drop(moved.index), moved])[["slide_id", "part"]]
+    result = audit(split, slides.drop(columns="part"), unit="site")
+    return set(moved["site_id"]), named(result, "shared_site")
+
+
+def spelled(_: pd.DataFrame, slides: pd.DataFrame, n: int, random: np.random.Generator) -> Planted:
+    """A slide is listed again, with a file extension, in another part."""
+    again = some_moved(slides, n, random)
+    again = again.assign(slide_id=again["slide_id"] + ".svs")
+    split = pd.concat([slides, again])[["slide_id", "part"]]
+    result = audit(split, slides.drop(columns="part"))
+    return set(again["slide_id"]), named(result, "spelled_twice")
+
+
+def relabelled(
+    tiles: pd.DataFrame, slides: pd.DataFrame, n: int, random: np.random.Generator
+) -> Planted:
+    """The tiles of a slide carry another label than its table."""
+    chosen = set(some_moved(slides, n, random)["slide_id"])
+    label = tiles["slide_label"].where(~tiles["slide_id"].isin(chosen), "another")
+    result = audit(
+        slides[["slide_id", "part"]], slides.drop(columns="part"), tiles.assign(slide_label=label)
+    )
+    return chosen, named(result, "label_conflict", "warning")
+
+
+def seen(_: pd.DataFrame, slides: pd.DataFrame, n: int, random: np.random.Generator) -> Planted:
+    """The encoder was trained on some test slides."""
+    tests = slides[slides["part"] == "test"]
+    chosen = set(some_moved(tests, n, random)["slide_id"])
+    result = audit(slides[["slide_id", "part"]], unit="slide", seen={0: chosen})
+    return chosen, named(result, "encoder_saw_test")
+
+
+PLANTS = {
+    "tile in two parts": tile_in_two_parts,
+    "tile of a slide moved": tile_moved,
+    "coordinates overlap": overlapping,
+    "slide of a patient moved": slide_moved,
+    "site on both sides": site_crossed,
+    "id with extension": spelled,
+    "label conflict": relabelled,
+    "encoder saw test": seen,
+}
 
 
 def clean(table: pd.DataFrame, found: Pixels, n_splits: int) -> Counter[str]:
@@ -259,13 +307,13 @@ def main() -> None:
     print(f"{len(table):,} tiles, {table['slide_id'].nunique()} slides, {len(given.seed)} draws")
     print(f"{100 * given.share:g} % a kind and draw, {seconds:.0f} s a draw")
     print("| leak | planted | found | recall |\n|---|---|---|---|")
-    for kind in (*PIXELS, "seam neighbour", *IDS):
+    for kind in (*PIXELS, "seam neighbour", *PLANTS):
         planted, found = counts[kind, "planted"], counts[kind, "found"]
         print(f"| {kind} | {planted} | {found} | {found / max(planted, 1):.3f} |")
     if given.clean:
         evidence = gather([*table["sha256"]], images.__getitem__, signatures)
-        named = Pixels.of(evidence, table["tile_id"].tolist())
-        alarms = clean(table, named, given.clean)
+        pixels = Pixels.of(evidence, table["tile_id"].tolist())
+        alarms = clean(table, pixels, given.clean)
         print(f"{given.clean} clean splits: {alarms['leaks']} with a leak, "
               f"{alarms['battery']} with a warning of the battery")  # fmt: skip
 

@@ -116,7 +116,7 @@ def design(
     labels = pd.factorize(tiles["label"], sort=True)[0]
     counts = np.zeros((codes.max() + 1, labels.max() + 2), np.int64)
     np.add.at(counts, (codes, labels), 1)
-    slide = tiles["slide_id"] if tiles["slide_id"].notna().any() else group
+    slide = tiles["slide_id"].fillna(group)
     names = tiles[["site_id", "label"]].rename(columns={"site_id": "site"}).assign(slide=slide)
     return Design(
         tiles.index.to_numpy(dtype=str),

@@ -233,6 +233,27 @@ def test_what_is_missing_is_said() -> None:
     assert "179 of 180 tiles have no features" in few["battery"][0]["meaning"]
 
 
+def test_tiles_of_unknown_slides_are_grouped_by_what_pixels_tie_together() -> None:
+    tiles, x = cohort()
+    known = tiles["slide_id"] < "s20"
+    slides = tiles["slide_id"].where(known).astype("string")
+    rows, _ = place(
+        split_rows(tiles.assign(slide_id=slides, part=["train", "test"] * (len(tiles) // 2))),
+        None, None,
+    )  # fmt: skip
+    component = pd.Series(pd.factorize(tiles["slide_id"])[0], index=tiles["tile_id"])
+    made = design(tile_places(rows, None), component, "patient", 0)
+    assert made is not None
+    truth = component.reindex(made.tile_ids).to_numpy()
+    assert (pd.Series(made.group).groupby(truth).nunique() == 1).all()
+    assert made.n_groups == 30
+    assert made.names["slide"].notna().all()
+    split = rows[["tile_id", "slide_id", "part"]]
+    result = audit(split, None, None, features=Features(tiles["tile_id"].tolist(), x, "drawn"))
+    # Without pixels, tiles of no known slide are left out of the tests.
+    assert result["battery"][0]["value"] > 0.9
+
+
 def test_preparation_from_a_barcode() -> None:
     names = ("TCGA-2Z-A9JG-01Z-00-DX1", "TCGA-2Z-A9J9-01A-01-TS1", "TCGA-2Z-A9J9-01A-01-BS2.svs",
              "slide_DX1")  # fmt: skip

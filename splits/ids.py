@@ -205,8 +205,12 @@ def _extensions(names: Iterable[str], level: str) -> Finding | None:
 
 
 def _twins(names: Iterable[str], level: str) -> Finding | None:
-    """Ids that may be one: equal but for white space, extension, UUID and case."""
-    groups = _by_key({name: without_uuid(_bare(_space(name))).casefold() for name in names})
+    """Ids that may be one: equal but for white space, extension, case, or a UUID that one lacks."""
+    keys = {name: _bare(_space(name)).casefold() for name in names}
+    whole = set(keys.values())
+    # Two ids with a UUID each are two scans: there the UUID is the name.
+    short = {name: without_uuid(key) for name, key in keys.items()}
+    groups = _by_key({name: key if key in whole else keys[name] for name, key in short.items()})
     evidence = {
         name: f"{name}: beside {_few(other for other in of if other != name)}"
         for of in groups.values()

@@ -12,7 +12,7 @@ import pandas as pd
 from splits.errors import InputError, unknown
 from splits.formats.folders import is_tree, read_tree
 from splits.formats.readers import recognise
-from splits.formats.source import PART_NAMES, Found, Source, load
+from splits.formats.source import PART_NAMES, Found, Source, is_fold, load
 
 __all__ = ["RECOGNISED", "ForeignSplit", "read", "read_all"]
 
@@ -90,11 +90,11 @@ def read_all(path: Path | Sequence[Path]) -> list[ForeignSplit]:
     if not several:
         return [_finished(_folds(found), [item for _, item in found])]
     if len(several) < len(found):
-        whole = next(source.path for source, item in found if not item.name)
-        message = (
-            f"{whole} is one split, and {_first(found).path} holds several: "
-            "give the files of one split at once"
+        one, more = (
+            next(source.path for source, item in found if bool(item.name) is named)
+            for named in (False, True)
         )
+        message = f"{one} is one split, and {more} holds several: give them one by one"
         raise InputError(message)
     single = len({source.path for source, _ in found}) == 1
     return [
@@ -107,10 +107,6 @@ def read_all(path: Path | Sequence[Path]) -> list[ForeignSplit]:
     ]
 
 
-def _first(found: Iterable[tuple[Source, Found]]) -> Source:
-    return next(source for source, item in found if item.name)
-
-
 def _expand(path: Path) -> list[tuple[Source, Found]]:
     """The splits of a file, or of the split files of a folder in the order of their folds."""
     if not path.is_dir():
@@ -119,24 +115,19 @@ def _expand(path: Path) -> list[tuple[Source, Found]]:
     for name in _WHOLE:
         if (path / name).is_file():
             return _expand(path / name)
-    if is_tree(path):
+    inside = [file for file in path.glob("splits*.csv") if "_descriptor" not in file.name]
+    inside = inside or [folder for folder in path.iterdir() if is_fold(folder)]
+    if not inside and is_tree(path):
         return [(Source(path), read_tree(path))]
-    folders = [
-        entry
-        for entry in path.iterdir()
-        if entry.is_dir() and Source(entry / "x").fold() is not None
-    ]
-    files = [file for file in path.glob("splits*.csv") if "_descriptor" not in file.name]
-    files = files or [file for end in ("csv", "tsv", "json") for file in path.glob(f"*.{end}")]
-    inside = sorted(files, key=_by_fold) or sorted(folders, key=lambda f: _by_fold(f / "x"))
+    inside = inside or [file for end in ("csv", "tsv", "json") for file in path.glob(f"*.{end}")]
     if not inside:
         message = f"{path} holds no split file (recognised: {'; '.join(RECOGNISED)})"
         raise InputError(message)
-    return [item for file in inside for item in _expand(file)]
+    return [item for file in sorted(inside, key=_by_fold) for item in _expand(file)]
 
 
-def _by_fold(file: Path) -> tuple[int, str]:
-    return Source(file).fold() or 0, str(file)
+def _by_fold(path: Path) -> tuple[int, str]:
+    return Source(path).fold() or 0, str(path)
 
 
 def _recognised(source: Source) -> list[Found]:
@@ -176,23 +167,22 @@ def _folds(found: Sequence[tuple[Source, Found]]) -> list[Found]:
             fold = 0 if alone else source.fold()
             fold = position if fold is None else fold
             item = replace(item, rows=item.rows.assign(fold=fold))
-            _require_agreement(seen.setdefault(fold, []), source.path, item)
+            _require_agreement(seen.setdefault(fold, []), source.path, item, fold)
             seen[fold].append((source.path, item))
         dealt.append(item)
     return dealt
 
 
-def _require_agreement(before: Iterable[tuple[Path, Found]], path: Path, item: Found) -> None:
+def _require_agreement(
+    before: Iterable[tuple[Path, Found]], path: Path, item: Found, fold: int
+) -> None:
     """CLAM writes a fold twice, as ids and as booleans; they must say the same."""
     for other_path, other in before:
         if other.kind == item.kind:
-            message = (
-                f"{other_path} and {path} are both fold {item.rows['fold'].iloc[0]}: "
-                "give the files of one split"
-            )
+            message = f"{other_path} and {path} are both fold {fold}: give the files of one split"
             raise InputError(message)
         here, there = (_places(rows) for rows in (item.rows, other.rows))
-        differ = sorted(set(here) ^ set(there))
+        differ = sorted(here ^ there)
         if differ:
             slide = differ[0][0]
             said = [

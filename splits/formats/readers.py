@@ -1,18 +1,19 @@
-"""One reader a format: what a file says, or ``None`` where it is of another kind.
+"""One reader a format: what a table says, or ``None`` where it is of another kind.
 
 A further format is one more function in `READERS`. They are tried in this order, from the shapes
-that nothing else has to the plain table.
+that nothing else has to the plain table; JSON is read in `splits.formats.documents`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import pandas as pd
 
 from splits.errors import InputError
+from splits.formats.documents import slideflow, stamp
 from splits.formats.source import PART_NAMES, Found, Source
 from splits.identity.manifest import SYNONYMS
 from splits.images import SUFFIXES
@@ -50,6 +51,7 @@ def _clam(source: Source) -> Found | None:
         return None
     if any(not _INDEX.fullmatch(name) and name not in SYNONYMS["slide_id"] for name in others):
         return None
+    _require_a_column_each(source, parts)
     cells = source.rows[parts]
     running = [str(row) for row in range(len(cells))]
     # pandas adds a further index each time that a file is saved again.
@@ -65,6 +67,14 @@ def _clam(source: Source) -> Found | None:
     long = cells.melt(var_name="part", value_name="slide_id")
     # Columns are ragged: the shorter ones end in empty cells.
     return Found("CLAM", long[long["slide_id"] != ""])
+
+
+def _require_a_column_each(source: Source, parts: list[str]) -> None:
+    for part in set(PART_NAMES.values()):
+        same = [source.written(name) for name in parts if PART_NAMES[name] == part]
+        if len(same) > 1:
+            message = f"{source.path} has two columns for {part}: {' and '.join(same)}"
+            raise InputError(message)
 
 
 def _clam_booleans(source: Source, parts: list[str], ids: str | None) -> Found:
@@ -98,82 +108,6 @@ def _mil_baseline(source: Source) -> Found | None:
         blocks.append(block[block["slide_id"] != ""])
     notes = (f"{n_floats} label(s) written as floats were read as whole numbers",)
     return Found("MIL_BASELINE", pd.concat(blocks), notes=notes if n_floats else ())
-
-
-def _stamp(source: Source) -> Found | None:
-    """STAMP: ``{"splits": [{"train_patients": [...], "test_patients": [...]}]}``."""
-    document = source.document
-    splits = document.get("splits") if isinstance(document, dict) else None
-    if not isinstance(splits, list) or not splits:
-        return None
-    rows: list[tuple[str, str, int]] = []
-    for fold, split in enumerate(splits):
-        if not isinstance(split, dict) or not {"train_patients", "test_patients"} <= set(split):
-            return None
-        for key, patients in split.items():
-            part, _, suffix = key.partition("_")
-            if suffix == "patients":
-                rows.extend((name, part, fold) for name in _texts(source, patients))
-    return Found("STAMP", pd.DataFrame(rows, columns=["patient_id", "part", "fold"]))
-
-
-def _texts(source: Source, names: Any) -> Iterator[str]:
-    """Ids of a JSON list: text, or whole numbers that were written without quotes."""
-    if not isinstance(names, list):
-        message = f"{source.path}: a list of ids is needed, not {str(names)[:40]!r}"
-        raise InputError(message)
-    for name in names:
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            message = f"{source.path}: an id must be text, not {str(name)[:40]!r}"
-            raise InputError(message)
-        yield str(name)
-
-
-def _slideflow(source: Source) -> list[Found] | None:
-    """The log of splits of slideflow: a list of ``strategy``, ``patients`` and ``tfrecords``.
-
-    ``tfrecords`` has the slides of ``training`` and ``validation``, or of ``k-fold-1`` to
-    ``k-fold-<k>``; each of those is held out once (`Dataset.split`, strategy ``k-fold``).
-    """
-    document = source.document
-    keys = {"strategy", "patients", "tfrecords"}
-    if not isinstance(document, list) or not document:
-        return None
-    if not all(isinstance(entry, dict) and keys <= set(entry) for entry in document):
-        return None
-    return [_slideflow_entry(source, number, entry) for number, entry in enumerate(document)]
-
-
-def _slideflow_entry(source: Source, number: int, entry: dict[str, Any]) -> Found:
-    said: dict[str, tuple[str, str | None, str | None]] = {}
-    for patient, known in entry["patients"].items():
-        label = known.get("outcome_label", known.get("outcome"))
-        site = known.get("site")
-        for slide in _texts(source, known.get("slides", [])):
-            said[slide] = (patient, *(None if v is None else str(v) for v in (label, site)))
-    listed = {key: [*_texts(source, slides)] for key, slides in entry["tfrecords"].items()}
-    held_out = {key: match for key in listed if (match := re.fullmatch(r"k-fold-(\d+)", key))}
-    rows: list[tuple[str, str, int]] = []
-    for key, slides in listed.items():
-        if key not in held_out:
-            rows.extend((slide, key, 0) for slide in slides)
-            continue
-        for other, match in held_out.items():
-            part = "test" if other == key else "train"
-            rows.extend((slide, part, int(match[1])) for slide in slides)
-    table = pd.DataFrame(rows, columns=["slide_id", "part", "fold"])
-    for position, column in enumerate(("patient_id", "label", "site_id")):
-        values = [said.get(slide, (None, None, None))[position] for slide in table["slide_id"]]
-        if any(value is not None for value in values):
-            table[column] = values
-    note = "slideflow calls the fold that is held out validation; it is read as the test part"
-    return Found(
-        "slideflow",
-        table,
-        name=f"{number} {entry['strategy']}",
-        unit="site" if "preserved-site" in str(entry["strategy"]) else None,
-        notes=(note,) if held_out else (),
-    )
 
 
 def _preserved_site(source: Source) -> list[Found] | None:
@@ -313,8 +247,8 @@ def _are_images(names: pd.Series) -> bool:
 READERS: Final[tuple[Callable[[Source], list[Found] | Found | None], ...]] = (
     _clam,
     _mil_baseline,
-    _stamp,
-    _slideflow,
+    stamp,
+    slideflow,
     _preserved_site,
     _patho_bench,
     _eva,

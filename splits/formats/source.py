@@ -15,7 +15,7 @@ import pandas as pd
 from splits.errors import InputError
 from splits.identity.table import read_text
 
-__all__ = ["PART_NAMES", "Found", "Source", "load"]
+__all__ = ["PART_NAMES", "Found", "Source", "is_fold", "load"]
 
 PART_NAMES: Final = {
     "train": "train",
@@ -91,6 +91,11 @@ class Found:
     name: str = ""
     unit: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def is_fold(path: Path) -> bool:
+    """Whether a path is a folder that is named as a fold: ``fold_0``, ``split-1``."""
+    return _FOLD_FOLDER.fullmatch(path.name) is not None and path.is_dir()
 
 
 def load(path: Path) -> Source:

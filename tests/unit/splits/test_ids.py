@@ -106,6 +106,7 @@ def test_a_match_is_one_to_one_and_does_not_depend_on_order() -> None:
         (["a.svs", "b.svs", "c.h5", "d"], "note", "none 1", ["c.h5", "d"]),
         (["S1", "s1", "s2"], "warning", "are they one", ["S1", "s1"]),
         (["s1.svs", "s1"], "warning", "are they one", ["s1", "s1.svs"]),
+        (["a", f"a.{UUID}", "b"], "warning", "are they one", ["a", f"a.{UUID}"]),
     ],
 )
 def test_doubtful_ids_are_found(
@@ -118,6 +119,12 @@ def test_doubtful_ids_are_found(
 
 def test_tiles_of_one_name_in_two_folders_are_no_twins() -> None:
     assert hygiene(["train/a/1.png", "train/b/1.png", "test/a/1.png"], level="tile") == []
+
+
+def test_a_uuid_may_be_all_that_tells_slides_apart() -> None:
+    names = [f"scan_{UUID}", f"scan_{UUID[:-1]}e", UUID]
+    assert hygiene(names) == []
+    assert reconcile(names, names).mapping == {name: name for name in names}
 
 
 def test_published_lists_are_clean() -> None:

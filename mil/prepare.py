@@ -1,4 +1,4 @@
-"""The stages before any learning, on a run folder: scan, identify, split, audit.
+"""The stages before any learning, on a run folder: scan, identify, split.
 
 Each stage compares the digests of its inputs with those that its output carries, and does nothing
 where they agree. The tables themselves are made by :mod:`splits`.
@@ -18,8 +18,7 @@ import pandas as pd
 
 from mil import phantom
 from mil.config import Config, Split
-from splits import audit as auditing
-from splits import folds, formats, labels, ledger, slide_table, tiles
+from splits import folds, labels, ledger, slide_table, tiles
 from splits import split as splitting
 from splits.artifacts import (
     atomic,
@@ -44,9 +43,6 @@ from splits.scan import scan as scan_folder
 __all__ = [
     "EMBEDDING",
     "Progress",
-    "audit",
-    "audit_files",
-    "audit_run",
     "data_root",
     "identify",
     "manifest_of",
@@ -290,41 +286,6 @@ def _deal(slides: pd.DataFrame, settings: Split, settled: Mapping[str, Any]) -> 
     result.meta.update(label_policy=settled["policy"], relabelled=settled["relabelled"])
     splitting.check(result, slides)
     return result
-
-
-def audit_files(
-    paths: Sequence[Path], source: Path | None, columns: Mapping[str, str]
-) -> dict[str, Any]:
-    """Findings on split files of any known format, with a table of slides where there is one."""
-    foreign = formats.read(paths)
-    slides = slide_table.read(source, columns)[0] if source is not None else None
-    result = auditing.audit(foreign.table, slides)
-    return {**result, "had": [*result["had"], *foreign.notes]}
-
-
-def audit(run: Path, config: Config) -> dict[str, Any]:
-    """Look for leaks in the run's split and write ``audit.json``.
-
-    Raises:
-        NegativeVerdictError: A leak was found.
-    """
-    findings = audit_run(run, config)
-    if findings["verdict"] == "leak":
-        message = f"{auditing.summarise(findings)} (see {run}/audit.json)"
-        raise NegativeVerdictError(message)
-    return findings
-
-
-def audit_run(run: Path, config: Config) -> dict[str, Any]:
-    """Findings on the run's split, a leak included, as ``audit.json`` holds them."""
-    result = splitting.load(run)
-    table = read_tiles(run)
-    digests = {**digests_of(run / "split.json"), "table": result.digest}
-    path = run / "audit.json"
-    if not is_current(path, digests):
-        findings = auditing.audit(result.table, tiles.slides(table), table, unit=config.split.unit)
-        write_json(path, findings, digests)
-    return read_json(path)
 
 
 def read_tiles(run: Path) -> pd.DataFrame:

@@ -7,21 +7,24 @@ verdict of ``clean`` says that nothing was found in that, and no more.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import pandas as pd
 
+from splits.auditing import classes, coverage, pixels, shared, spelling
+from splits.auditing.battery import Entry, Features, ReadHeaders, battery, corrected
+from splits.auditing.confounds import confounds
+from splits.auditing.design import Design, design
+from splits.auditing.findings import SEVERITIES, tile_places
+from splits.auditing.pixels import Pixels
 from splits.errors import unknown
-from splits.groups import PARTS, UNITS, slide_rows, text
-from splits.placement import place
+from splits.groups import UNITS, slide_rows
+from splits.placement import place, split_rows
 
 __all__ = ["CLAIMS", "audit", "summarise"]
 
 CLAIMS: Final = ("kfold", "holdout", "monte-carlo")
-_COPIES: Final = 2  # slides that may share one image before it is taken for a blank tile
-
-Finding = dict[str, Any]
 
 
 def audit(
@@ -31,7 +34,13 @@ def audit(
     *,
     unit: str = "patient",
     claims: str | None = None,
-    blank: Collection[str] = frozenset(),
+    repeats: int = 1,
+    blank: Collection[str] | None = None,
+    found: Pixels | None = None,
+    features: Features | None = None,
+    headers: ReadHeaders | None = None,
+    seen: Mapping[int, Collection[str]] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Look for leaks and for what makes a split doubtful.
 
@@ -40,17 +49,28 @@ def audit(
             ``slide_id``, ``patient_id``, ``tile_id``; ``group_id``, ``site_id`` and ``label`` are
             used where present. A table of tiles is audited as such.
         slides: The slide table; its ids and labels go before those of the split.
-        tiles: The tile table (``tile_id, slide_id``, and ``sha256`` for identical pixels).
+        tiles: The tile table (``tile_id, slide_id``; ``sha256`` for identical pixels; ``x_px, y_px,
+            width_px, height_px`` for overlapping coordinates).
         unit: What the split claims to keep whole. A shared patient is a leak for ``patient`` and
             ``site``, a shared site for ``site`` alone; a shared slide, group or tile always is.
         claims: ``kfold``, ``holdout`` or ``monte-carlo``; by default several folds claim k-fold.
-        blank: ``sha256`` of tiles that show no tissue, which all look alike and link nothing.
-            Without it, an image that more than two slides share counts as blank: a warning.
+        repeats: Times that k-fold was dealt anew, each of which tests every slide once.
+        blank: ``sha256`` of tiles that show no tissue, which all look alike and link nothing. Where
+            neither this nor ``found`` says it, an image that more than two slides share counts as
+            blank: a warning.
+        found: What the pixels of the tiles say, links between them above all.
+        features: Of the tiles, for the battery; by default the vectors of ``found``.
+        headers: Gives, for tile ids, how their files were written (`splits.auditing.headers`).
+        seen: By fold, the slides that the encoder of its features was trained on.
+        seed: Seed of the permutations of the battery.
 
     Returns:
-        ``verdict`` (``leak`` or ``clean``), ``findings`` and ``had``. A finding has ``kind``,
-        ``severity``, ``level``, ``fold`` (or null), ``ids`` (all, sorted), ``parts``, ``message``,
-        and ``evidence`` (one line an id).
+        ``verdict`` (``leak`` or ``clean``), ``findings``, ``battery``, ``twins`` and ``had``. A
+        finding has ``kind``, ``severity``, ``level``, ``fold`` (or null), ``ids`` (all, sorted),
+        ``parts``, ``message``, ``evidence`` (one line an id, or a pair of tiles) and ``pairs``
+        (of tiles that show one tissue). An entry of the battery has ``name``, ``value``,
+        ``chance``, ``p`` (null where it was not run), ``meaning`` and ``severity`` (``warning``,
+        ``note`` or null).
 
     Raises:
         InputError: The table names no part or no ids, or a name is unknown.
@@ -60,21 +80,40 @@ def audit(
     if claims is not None and claims not in CLAIMS:
         raise unknown(kind="claim", given=claims, allowed=CLAIMS)
     known = None if slides is None else slide_rows(slides)
-    rows, had = place(split_table, known, tiles)
-    findings: list[Finding] = []
-    for level, severity in _severities(unit).items():
-        findings += _shared(rows, level, severity)
-    if tiles is not None:
-        findings += _identical_pixels(rows, tiles, frozenset(blank))
-    findings += _missing_classes(rows)
-    findings += _label_conflicts(rows, tiles)
-    findings += _tested(rows, claims)
-    if known is not None:
-        findings += _strangers(rows, known)
-    order = {"leak": 0, "warning": 1, "note": 2}
-    findings.sort(key=lambda finding: order[finding["severity"]])  # stable
+    written, hygiene = spelling.reconciled(split_rows(split_table), known, tiles)
+    rows, had = place(written, known, tiles)
+    placed = tile_places(rows, tiles)
+    if blank is None and found is not None and tiles is not None and "sha256" in tiles.columns:
+        empty = [
+            name for name, no_tissue in zip(found.tile_ids, found.blank, strict=True) if no_tissue
+        ]
+        blank = set(tiles.loc[tiles["tile_id"].isin(empty), "sha256"].dropna())
+    findings = [
+        *shared.shared(rows, unit),
+        *spelling.spelled_twice(rows, () if known is None else known["slide_id"]),
+        *shared.encoder_saw(rows, seen or {}, unit),
+        *pixels.identical(placed, blank),
+        *([] if found is None else pixels.linked(placed, found.links)),
+        *pixels.coordinates(placed),
+        *classes.missing(rows),
+        *classes.conflicts(rows, tiles),
+        *classes.one_sided(rows),
+        *coverage.times_tested(rows, claims, known, repeats),
+        *([] if known is None else coverage.strangers(rows, known)),
+        *hygiene,
+    ]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding["severity"]))  # stable
     leak = any(finding["severity"] == "leak" for finding in findings)
-    return {"verdict": "leak" if leak else "clean", "findings": findings, "had": had}
+    if features is None and found is not None:
+        features = Features(found.tile_ids, found.vectors, "colour, stain and sharpness of pixels")
+    entries = _battery(rows, placed, found, features, headers, unit, seed)
+    return {
+        "verdict": "leak" if leak else "clean",
+        "findings": findings,
+        "battery": entries,
+        "twins": {} if found is None else {kind: dict(n) for kind, n in found.twins.items()},
+        "had": [*had, *_had(placed, tiles, found, features, headers, seen)],
+    }
 
 
 def summarise(result: dict[str, Any]) -> str:
@@ -89,202 +128,58 @@ def summarise(result: dict[str, Any]) -> str:
         head = "leak: " + ", ".join(f"{kind} ({len(names)})" for kind, names in ids.items())
     else:
         head = "clean: nothing is shared across parts that may not be"
+    said = [entry["severity"] for entry in [*findings, *result.get("battery", [])]]
     counts = [
-        f"{sum(finding['severity'] == severity for finding in findings)} {severity}(s)"
+        f"{said.count(severity)} {severity}(s)"
         for severity in ("warning", "note")
-        if any(finding["severity"] == severity for finding in findings)
+        if severity in said
     ]
     return "; ".join([head, *counts])
 
 
-def _severities(unit: str) -> dict[str, str]:
-    return {
-        "tile": "leak",
-        "slide": "leak",
-        "patient": "warning" if unit == "slide" else "leak",
-        "group": "leak",
-        "site": "leak" if unit == "site" else "note",
-    }
+def _battery(
+    rows: pd.DataFrame,
+    placed: pd.DataFrame,
+    found: Pixels | None,
+    features: Features | None,
+    headers: ReadHeaders | None,
+    unit: str,
+    seed: int,
+) -> list[Entry]:
+    tiles: Design | None = None
+    if features is not None or headers is not None:
+        tied = None if found is None else pd.Series(found.component, index=list(found.tile_ids))
+        tiles = design(placed, tied, unit, seed)
+    return corrected([*battery(features, headers, tiles, seed=seed), *confounds(rows, seed)])
 
 
-def _finding(
-    kind: str,
-    severity: str,
-    level: str,
-    evidence: dict[str, str],
-    *,
-    parts: Collection[str] = (),
-    fold: int | None = None,
-    what: str,
-) -> Finding:
-    """One finding; ``evidence`` says per id where it was seen."""
-    ids = sorted(evidence)
-    where = "" if fold is None else f"fold {fold}: "
-    return {
-        "kind": kind,
-        "severity": severity,
-        "level": level,
-        "fold": fold,
-        "ids": ids,
-        "parts": sorted(parts, key=PARTS.index),
-        "message": f"{where}{len(ids)} {level}(s) {what}",
-        "evidence": [evidence[name] for name in ids],
-    }
-
-
-def _shared(rows: pd.DataFrame, level: str, severity: str) -> Iterator[Finding]:
-    """Ids of one level that lie in more than one part of a fold."""
-    column = f"{level}_id"
-    for fold, table in rows.dropna(subset=column).groupby("fold"):
-        pairs = table[[column, "part"]].drop_duplicates()
-        twice = pairs.loc[pairs[column].duplicated(), column].unique()
-        if len(twice):
-            inside = table[table[column].isin(twice)]
-            yield _finding(
-                f"shared_{level}",
-                severity,
-                level,
-                _places(inside, column),
-                parts=inside["part"].unique(),
-                fold=int(fold),
-                what="in more than one part",
-            )
-
-
-def _places(table: pd.DataFrame, column: str) -> dict[str, str]:
-    """For each id of ``column``: its parts, with the first slides (or other ids) in each."""
-    lower = next(
-        (
-            name
-            for name in ("tile_id", "slide_id", "patient_id")
-            if name != column and table[name].notna().any()
-        ),
-        column,
-    )
-    if column == "tile_id":
-        lower = column
-    evidence: dict[str, list[str]] = {}
-    for (name, part), ids in table.groupby([column, "part"])[lower]:
-        members = sorted(ids.dropna().unique())
-        more = f" and {len(members) - 3} more" if len(members) > 3 else ""
-        seen = "" if lower == column else f" ({', '.join(members[:3])}{more})"
-        evidence.setdefault(str(name), []).append(f"{part}{seen}")
-    return {name: f"{name}: {', '.join(places)}" for name, places in evidence.items()}
-
-
-def _identical_pixels(
-    rows: pd.DataFrame, tiles: pd.DataFrame, blank: frozenset[str]
-) -> Iterator[Finding]:
-    """Different tiles with the same decoded pixels in different parts of a fold."""
-    if "sha256" not in tiles.columns:
-        return
-    images = pd.DataFrame(
-        {name: text(tiles, name) for name in ("tile_id", "slide_id", "sha256")}
-    ).dropna(subset="sha256")
-    images = images[~images["sha256"].isin(blank)]
-    images = images[images["sha256"].duplicated(keep=False)]
-    n_slides = images.groupby("sha256")["slide_id"].nunique()
-    on = "tile_id" if rows["tile_id"].notna().any() else "slide_id"
-    placed = images.merge(rows[[on, "fold", "part"]].drop_duplicates(), on=on)
-    for fold, table in placed.groupby("fold"):
-        # One tile that is itself on both sides is a shared tile or slide, which is said elsewhere.
-        counts = table.groupby("sha256")[["part", "tile_id"]].nunique()
-        across = counts.index[(counts > 1).all(axis=1)]
-        copies = n_slides.reindex(across)
-        for severity, hashes, what in (
-            ("leak", across[copies <= _COPIES], "in more than one part"),
-            ("warning", across[copies > _COPIES], "in many slides of several parts: blank tiles?"),
-        ):
-            if len(hashes):
-                inside = table[table["sha256"].isin(hashes)].assign(patient_id=pd.NA)
-                yield _finding(
-                    "identical_pixels",
-                    severity,
-                    "image",
-                    _places(inside, "sha256"),
-                    parts=inside["part"].unique(),
-                    fold=int(fold),
-                    what=what,
-                )
-
-
-def _missing_classes(rows: pd.DataFrame) -> Iterator[Finding]:
-    """Classes that a part of a fold has nothing of."""
-    classes = sorted(rows["label"].dropna().unique())
-    if not classes:
-        return
-    for (fold, part), table in rows.groupby(["fold", "part"]):
-        absent = sorted(set(classes) - set(table["label"].dropna()))
-        if absent:
-            evidence = {name: f"{name}: none in {part} of fold {fold}" for name in absent}
-            what = f"missing from {part}"
-            yield _finding(
-                "class_missing", "warning", "class", evidence, parts=[part], fold=int(fold),
-                what=what,
-            )  # fmt: skip
-
-
-def _label_conflicts(rows: pd.DataFrame, tiles: pd.DataFrame | None) -> Iterator[Finding]:
-    """Slides, and patients, that carry more than one label."""
-    labelled = rows[["slide_id", "patient_id", "label"]]
-    if tiles is not None and "slide_label" in tiles.columns:
-        extra = pd.DataFrame(
-            {"slide_id": text(tiles, "slide_id"), "label": text(tiles, "slide_label")}
-        ).drop_duplicates()
-        extra["patient_id"] = extra["slide_id"].map(
-            rows.drop_duplicates("slide_id").set_index("slide_id")["patient_id"]
+def _had(
+    placed: pd.DataFrame,
+    tiles: pd.DataFrame | None,
+    found: Pixels | None,
+    features: Features | None,
+    headers: ReadHeaders | None,
+    seen: Mapping[int, Collection[str]] | None,
+) -> Iterator[str]:
+    """What there was to look at, and what was therefore not checked."""
+    if tiles is not None:
+        yield f"{placed['tile_id'].nunique()} of {len(tiles)} tiles lie in the split"
+    if found is not None:
+        yield found.told()
+    elif "sha256" in placed.columns:
+        yield (
+            "hashes of the pixels alone: copies that were turned or saved again, overlaps and "
+            "seams were not looked for"
         )
-        labelled = pd.concat([labelled, extra[extra["slide_id"].isin(rows["slide_id"])]])
-    for level in ("slide", "patient"):
-        column = f"{level}_id"
-        pairs = labelled[[column, "label"]].dropna().drop_duplicates()
-        pairs = pairs[pairs[column].duplicated(keep=False)]
-        if len(pairs):
-            evidence = {
-                str(name): f"{name}: {', '.join(sorted(labels))}"
-                for name, labels in pairs.groupby(column)["label"]
-            }
-            yield _finding(
-                "label_conflict", "warning", level, evidence, what="with more than one label"
-            )
-
-
-def _tested(rows: pd.DataFrame, claims: str | None) -> Iterator[Finding]:
-    """Slides that are not tested exactly once, where the folds claim that they are."""
-    n_folds = rows["fold"].nunique()
-    if claims == "holdout" or (claims is None and n_folds < 2):
-        return
-    severity = "note" if claims == "monte-carlo" else "warning"
-    level = "slide" if rows["slide_id"].notna().any() else "patient"
-    column = f"{level}_id"
-    if rows[column].isna().all():
-        return
-    tests = rows.loc[rows["part"] == "test", [column, "fold"]].dropna().drop_duplicates()
-    times = tests[column].value_counts()
-    everyone = rows[column].dropna().unique()
-    twice = {
-        str(name): f"{name}: tested in {n} of {n_folds} folds"
-        for name, n in times[times > 1].items()
-    }
-    never = {str(name): f"{name}: in no test part" for name in everyone if name not in times.index}
-    ever = f"({len(times)} of {len(everyone)} are ever tested)"
-    for kind, evidence, what in (
-        ("tested_twice", twice, f"in the test part of several folds {ever}"),
-        ("never_tested", never, f"in no test part {ever}"),
-    ):
-        if evidence:
-            yield _finding(kind, severity, level, evidence, parts=["test"], what=what)
-
-
-def _strangers(rows: pd.DataFrame, slides: pd.DataFrame) -> Iterator[Finding]:
-    """Slides of the split that the table does not know, and the reverse."""
-    dealt, known = set(rows["slide_id"].dropna()), set(slides["slide_id"])
-    unmatched = rows.loc[rows["slide_id"].isna(), "patient_id"].dropna()
-    for kind, level, names, what in (
-        ("not_in_table", "slide", dealt - known, "of the split not in the slide table"),
-        ("not_in_table", "patient", set(unmatched), "of the split not in the slide table"),
-        ("not_in_split", "slide", known - dealt, "of the slide table not in the split"),
-    ):
-        if names:
-            evidence = {str(name): f"{name}: {what.removeprefix('of the ')}" for name in names}
-            yield _finding(kind, "warning", level, evidence, what=what)
+    else:
+        yield "no pixels: copies, overlaps and seams were not looked for"
+    if "x_px" not in placed.columns or placed["x_px"].isna().all():
+        yield "no coordinates: overlaps by coordinates were not looked for"
+    if features is not None:
+        yield f"features: {features.source}"
+    else:
+        yield "no features: probes, train against test and nearest neighbours were not run"
+    if headers is None:
+        yield "no image files: headers were not compared"
+    if seen is None:
+        yield "no word on the encoder: what it was trained on was not compared with the test slides"

@@ -34,6 +34,7 @@ LAYERS = [
         "mil.devices",
         "mil.prepare",
         "mil.exporting",
+        "mil.auditing",
         "mil.cohort",
         "mil.predictions",
         "mil.stain",

@@ -74,6 +74,10 @@ def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
         "split": found.split,
         "tissue": tissue.section(found, read_tile),
         "audit": found.audit,
+        "audit_rows": [
+            {name: value for name, value in finding.items() if name != "pairs"}
+            for finding in (found.audit or {}).get("findings") or []
+        ],
         "identity": found.identity,
         "localisation": found.localisation,
         "skipped": tables.skipped(found.skipped),

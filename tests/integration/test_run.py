@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mil import encode, predict, prepare, settings, train
+from mil import auditing, encode, predict, prepare, settings, train
 from mil.cohort import folds_of
 from mil.run import run, train_run
 from splits.artifacts import digests_of, read_json, read_table
@@ -224,7 +224,7 @@ def test_real_organs(tmp_path: Path, shared_data: Callable[[str], Path]) -> None
     prepare.scan(tmp_path, config)
     assert prepare.identify(tmp_path, config)["grade"] == "A"
     prepare.split(tmp_path, config)
-    assert prepare.audit(tmp_path, config)["verdict"] == "clean"
+    assert auditing.audit(tmp_path, config)["verdict"] == "clean"
     table = prepare.read_tiles(tmp_path)
     assert len(table) == 899
     assert set(table["slide_label"]) == {"kidney", "lung", "breast", "prostate"}
@@ -245,7 +245,7 @@ def test_real_breast_images_are_cut_and_grouped_by_array(
     config = settings.load(path, [f"data.root={root}"])
     prepare.scan(tmp_path, config)
     prepare.split(tmp_path, config)
-    prepare.audit(tmp_path, config)
+    auditing.audit(tmp_path, config)
     table = prepare.read_tiles(tmp_path)
     assert table["slide_id"].nunique() == 58
     assert len(table) == 58 * 42

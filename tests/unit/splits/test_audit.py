@@ -62,7 +62,8 @@ def test_a_clean_split_is_clean_and_the_result_is_json(
 ) -> None:
     result = audit(split, slides, tiles_of(slides))
     assert result["verdict"] == "clean"
-    assert {finding["kind"] for finding in result["findings"]} <= {"shared_site"}
+    # Every site of this cohort holds one class, and sites are not what the split keeps whole.
+    assert {f["kind"] for f in result["findings"]} <= {"shared_site", "site_of_one_class"}
     assert summarise(json.loads(json.dumps(result))).startswith("clean: ")
     assert "patient_id from the slide table" in result["had"]
 

@@ -1,0 +1,1 @@
+"""What the audit of a split looks at, one module a question."""

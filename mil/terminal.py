@@ -173,7 +173,7 @@ def show_audit(result: dict[str, Any], page: Path | None) -> None:
         (
             f["severity"],
             f["kind"],
-            f["message"],
+            ": ".join(filter(None, [f.get("split"), f["message"]])),
             ", ".join(map(str, f["ids"][:_SHOWN])) + (" …" if len(f["ids"]) > _SHOWN else ""),
         )
         for f in result["findings"]
@@ -181,8 +181,9 @@ def show_audit(result: dict[str, Any], page: Path | None) -> None:
     if rows:
         print_table("Findings", ("severity", "kind", "what", f"ids (first {_SHOWN})"), rows)
     tests = [
-        (t["severity"], t["name"], _number(t["value"]), _number(t["chance"]), _number(t["p"]))
-        for t in result.get("battery") or []
+        (t["severity"] or "", t["name"], _number(t["value"]), _number(t["chance"]), _number(t["p"]))
+        for t in result["battery"]
+        if t["value"] is not None
     ]
     if tests:
         print_table("Tests", ("severity", "test", "value", "by chance", "p"), tests)

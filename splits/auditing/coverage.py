@@ -36,9 +36,9 @@ def times_tested(
         str(name): f"{name}: tested in {n} of {n_folds} folds"
         for name, n in times[times > repeats].items()
     }
-    never = {str(name): f"{name}: in no test part" for name in everyone - set(times.index)}
     if slides is not None and level == "slide":
         everyone |= set(slides["slide_id"])
+    never = {str(name): f"{name}: in no test part" for name in everyone - set(times.index)}
     ever = f"({len(times)} of {len(everyone)} are ever tested)"
     for kind, evidence, what in (
         ("tested_twice", twice, f"in the test part of several folds {ever}"),

@@ -27,7 +27,7 @@ from splits.scan import list_folder
 from tests.unit.mil.test_identity_page import HOSTILE, Page
 
 PARTS = ["train", "train", "val", "test"]
-SETTINGS = Phantom(slides=16, tiles_per_slide=16, tile_px=128)
+SETTINGS = Phantom(slides=12, tiles_per_slide=16, tile_px=128)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_labels_that_mean_nothing_are_learned_only_where_slides_are_cut(
         by_tile.append(accuracy(vectors, label, of_tile))
     # With whole patients the coin of a test slide is independent of all that was learned, so that
     # every tile is right with probability 1/2 whatever the features: the mean over draws has no
-    # bias, and may be off by its standard error only. It was 0.497 +- 0.018, beside 0.93 by tile.
+    # bias, and may be off by its standard error only.
     tolerance = 4 * np.std(by_patient) / np.sqrt(n_draws)
     assert tolerance < 0.1
     assert abs(np.mean(by_patient) - 0.5) < tolerance
@@ -245,7 +245,7 @@ def test_every_finding_and_test_has_words() -> None:
     assert set(BATTERY) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", ["hnsc", "kirc", "luad"])
+@pytest.mark.parametrize("name", ["hnsc", "kirc"])
 def test_published_site_preserved_folds(name: str) -> None:
     shared = Path(__file__).resolve().parents[3] / "../shared/data/slide_lists"
     paths = sorted((shared / "preserved_site_cv").rglob(f"{name}_splits.csv"))

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from splits import folds, formats
+from splits import split as splitting
 from splits.errors import InputError
 
 LISTS = Path(__file__).resolve().parents[3] / "../shared/data/slide_lists"
@@ -29,7 +30,7 @@ def test_our_own_split_comes_back(tmp_path: Path) -> None:
         {"slide_id": [f"0{i}" for i in range(12)], "label": list("ab") * 6}
     ).assign(group_id=lambda table: table["slide_id"])
     split = folds.kfold(slides, folds=3)
-    folds.save(split, tmp_path, {})
+    splitting.save(split, tmp_path / "split.csv", {})
     for given in (tmp_path, tmp_path / "split.csv", [tmp_path / "split.csv"]):
         found = formats.read(given)
         assert found.formats == ("slidewise",)

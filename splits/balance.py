@@ -26,9 +26,9 @@ Ints = npt.NDArray[np.int64]
 Score = tuple[int, float]
 
 _TOLERANCE: Final = 1e-13
-_ONE_BY_ONE: Final = 20_000  # groups at the most that are dealt one by one, the rest in turn
+_ONE_BY_ONE: Final = 5_000  # groups at the most that are dealt one by one, the rest in turn
 _JITTER: Final = 0.5  # of the logarithm of a group's squared size, when groups are put in order
-_POOL: Final = 600  # groups a part that moves and swaps choose from; of more, a sample
+_POOL: Final = 450  # groups a part that moves and swaps choose from; of more, a sample
 _SWEEPS: Final = 12  # rounds over all pairs of parts, at the most
 _SWAPS: Final = 12  # swaps between two parts in a round, at the most
 _MOVES: Final = 400  # single moves in a round, at the most

@@ -27,10 +27,10 @@ AMOUNTS: Final = {"tissue": "tissue:", "stain": "stain:"}
 # is made of: a patient of slides, a site of patients. Site, tissue and stain are mixes, each of
 # their columns weighs by its share; even numbers of groups are but a wish.
 _LABEL: Final = 16.0
-_MIX: Final = 2.0
+_MIX: Final = 4.0
 _GROUPS: Final = 0.1
 _CELLS: Final = 400  # of site x label, at the most; beyond, and for very many groups, they even out
-_MANY: Final = 20_000
+_MANY: Final = 5_000
 _TRAIN: Final = PARTS.index("train")
 
 Floats = npt.NDArray[np.float64]

@@ -110,18 +110,21 @@ def show_split(result: Split, path: Path) -> None:
     """What every fold and part holds, how even that is, and what no split can avoid."""
     meta = result.meta
     _STDOUT.print(Text(f"{result.table['slide_id'].nunique()} slides -> {path}"))
-    off = [name for name in _OFF if any(r.get(name) is not None for r in meta["balance"])]
-    if meta["unit"] == "site":
-        off.remove("site_deviation_points")
-    rows: list[tuple[object, ...]] = [
+    counts = ("fold", "part", "n_groups", "n_slides", "n_tiles")
+    rows = [tuple(record[name] for name in counts) for record in meta["balance"]]
+    title = f"Parts, whole {meta['unit']}s"
+    print_table(title, ("fold", "part", "groups", "slides", "tiles"), rows)
+    off = [name for name, kind in _OFF.items() if kind in ("class", "slides", *meta["balanced"])]
+    rows = [
         (
-            *(record[name] for name in ("fold", "part", "n_groups", "n_slides", "n_tiles")),
-            *(f"{record[name]:+.2f}" if name in _SIGNED else f"{record[name]:.2f}" for name in off),
+            *(record[name] for name in ("fold", "part")),
+            *(f"{record[name]:{'+' if 'percent' in name else ''}.1f}" for name in off),
         )
         for record in meta["balance"]
+        if meta["method"] == "holdout" or record["part"] == "test"
     ]
-    columns = ("fold", "part", f"{meta['unit']} groups", "slides", "tiles")
-    print_table("Parts", (*columns, *(_OFF[name] for name in off)), rows)
+    columns = [f"{_OFF[name]}, {'%' if 'percent' in name else 'points'}" for name in off]
+    print_table("Off by", ("fold", "part", *columns), rows)
     if meta["method"] != "leave-one-site-out":
         print_table("Classes", ("class", "slides", "off by", "of it, unavoidable"), _classes(meta))
     best = meta.get("optimum")
@@ -131,14 +134,13 @@ def show_split(result: Split, path: Path) -> None:
         say_warning(warning)
 
 
-_SIGNED: Final = ("slides_deviation_percent", "tiles_deviation_percent")
 _OFF: Final = {
-    "class_deviation_points": "class off, points",
-    "slides_deviation_percent": "slides off, %",
-    "tiles_deviation_percent": "tiles off, %",
-    "site_deviation_points": "site mix off, points",
-    "tissue_deviation_points": "tissue off, points",
-    "stain_deviation_points": "stain off, points",
+    "class_deviation_points": "class",
+    "slides_deviation_percent": "slides",
+    "tiles_deviation_percent": "tiles",
+    "site_deviation_points": "site",
+    "tissue_deviation_points": "tissue",
+    "stain_deviation_points": "stain",
 }
 
 

@@ -251,6 +251,7 @@ def audit(
     json: Json = False,
 ) -> None:
     """Look for leaks in our own or a foreign split: findings, tests, and a page of tiles."""
+    from mil import auditing
     from mil.report import audit as pages
 
     if (run is None) == (not split):
@@ -267,18 +268,20 @@ def audit(
             result = pages.audit_run(run, stored(run), view.progress)
             page: Path | None = run / "audit.html"
         else:
-            result = pages.audit_files(
-                split or [],
+            paths = split or []
+            result, material = auditing.audit_files(
+                paths,
                 slides,
                 columns=_columns(columns),
                 tiles_root=tiles,
                 features=features,
                 unit=unit,
                 claims=claims,
-                out=out,
                 progress=view.progress,
             )
-            page = None if out is None else out / "audit.html"
+            page = None
+            if out is not None:
+                page = pages.write(out, paths[0].resolve().name, result, material)
     if json:
         print_json(result)
     else:

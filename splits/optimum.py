@@ -26,7 +26,7 @@ CLOSE: Final = 0.01
 """Share of the bound by which a cost may exceed it and count as proved to be the least."""
 NEGLIGIBLE: Final = 1e-5
 """Cost that is never worth reducing: parts that differ from their share by a tenth of a point."""
-_ALIKE: Final = 0.005
+_ALIKE: Final = 0.0025
 """Share of the least known cost by which another assignment may exceed it and be as good."""
 ROUNDS: Final = 3
 """Programs at the most that a bound is worth."""

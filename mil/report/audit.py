@@ -22,7 +22,7 @@ from mil.report.templates import inline, write_page
 from splits.artifacts import read_table, write_json
 from splits.images import read_tile as read_from_disk
 
-__all__ = ["audit_files", "audit_run", "build"]
+__all__ = ["audit_run", "build", "write"]
 
 MAX_PAIRS: Final = 12
 """Pairs of tiles that are drawn of one finding."""
@@ -57,51 +57,24 @@ def audit_run(
     return result
 
 
-def audit_files(
-    paths: Sequence[Path],
-    slides: Path | None = None,
-    *,
-    columns: Mapping[str, str] | None = None,
-    tiles_root: Path | None = None,
-    features: Path | None = None,
-    unit: str | None = None,
-    claims: str | None = None,
-    out: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Findings on a foreign split (:func:`mil.auditing.audit_files`), with a page if so asked.
+def write(out: Path, name: str, result: Mapping[str, Any], material: Material) -> Path:
+    """``audit.json`` and ``audit.html`` of a foreign split in the folder ``out``.
 
     Args:
-        paths: Split files or their folder.
-        slides: Table of slides.
-        columns: Our name -> its name, for columns of that table.
-        tiles_root: Folder of the tiles.
-        features: Features of the tiles.
-        unit: What the split claims to keep whole.
-        claims: ``kfold``, ``holdout`` or ``monte-carlo``.
-        out: Folder for ``audit.json`` and ``audit.html``; None writes neither.
-        progress: Shown while the tiles are read.
+        out: The folder.
+        name: Of the split.
+        result: What :func:`mil.auditing.audit_files` found,
+        material: and what it was made from.
     """
-    result, material = auditing.audit_files(
-        paths,
-        slides,
-        columns=columns,
-        tiles_root=tiles_root,
-        features=features,
-        unit=unit,
-        claims=claims,
-        progress=progress,
+    write_json(out / "audit.json", result, {})
+    return build(
+        out / "audit.html",
+        result,
+        name=name,
+        tiles=material.tiles,
+        links=None if material.pixels is None else material.pixels.links,
+        read_tile=None if material.root is None else partial(read_from_disk, material.root),
     )
-    if out is not None:
-        write_json(out / "audit.json", result, {})
-        build(out / "audit.html", result, name=paths[0].resolve().name, **_of(material))
-    return result
-
-
-def _of(material: Material) -> dict[str, Any]:
-    read = None if material.root is None else partial(read_from_disk, material.root)
-    links = None if material.pixels is None else material.pixels.links
-    return {"tiles": material.tiles, "links": links, "read_tile": read}
 
 
 def build(

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from mil import auditing, prepare
+from mil.auditing import audit_files
 from mil.config import Config, Data, Split
 from mil.phantom import Phantom, render
 from mil.phantom_plan import plan
-from mil.report.audit import MAX_PAIRS, audit_files, audit_run, build
+from mil.report.audit import MAX_PAIRS, audit_run, build, write
 from mil.report.audit_words import BATTERY, KINDS
 from splits import folds
 from splits.artifacts import write_json
@@ -98,7 +99,8 @@ def thrown(tmp_path_factory: pytest.TempPathFactory, phantom: tuple) -> Path:
 
 
 def test_a_folder_of_parts_is_audited_by_its_pixels(thrown: Path, tmp_path: Path) -> None:
-    result = audit_files([thrown], out=tmp_path)
+    result, material = audit_files([thrown])
+    write(tmp_path, "course", result, material)
     assert result["verdict"] == "leak"
     (seams,) = [f for f in result["findings"] if f["kind"] == "seam" and f["severity"] == "leak"]
     assert set(seams["parts"]) == {"train", "val", "test"}
@@ -135,7 +137,7 @@ def test_a_split_of_slides_with_a_folder_of_tiles(
     split = tmp_path / "split.csv"
     dealt = {"slide_id": [f"{name}.svs" for name in names], "part": PARTS}
     pd.DataFrame(dealt).to_csv(split, index=False)
-    result = audit_files([split], tiles_root=root)
+    result, _ = audit_files([split], tiles_root=root)
     assert "65 of 65 tiles lie in the split" in result["had"]
     leaks = [f for f in result["findings"] if f["severity"] == "leak"]
     assert [f["kind"] for f in leaks] == ["turned"]
@@ -156,7 +158,7 @@ def test_features_come_from_a_file_of_the_user(
     names = np.array(list_folder(root).images)
     x = np.random.default_rng(0).normal(size=(len(names), 5))
     np.savez(tmp_path / "x.npz", tile_id=names[::-1], x=x[::-1])
-    result = audit_files([root], features=tmp_path / "x.npz")
+    result, _ = audit_files([root], features=tmp_path / "x.npz")
     assert "features: x.npz" in result["had"]
     found = {one["name"]: one for one in result["battery"]}
     assert found["slide_probe"]["p"] > 0.01  # noise says nothing of slides
@@ -202,7 +204,7 @@ def test_several_splits_of_one_file_are_told_apart(tmp_path: Path) -> None:
         }
     )
     table.to_csv(tmp_path / "splits.csv", index=False)
-    result = audit_files([tmp_path / "splits.csv"])
+    result, _ = audit_files([tmp_path / "splits.csv"])
     leaks = {(f["split"], f["kind"]) for f in result["findings"] if f["severity"] == "leak"}
     assert leaks == {("CV3_pr_preserved_site", "shared_site")}
     assert result["verdict"] == "leak"
@@ -251,7 +253,7 @@ def test_published_site_preserved_folds(name: str) -> None:
     paths = sorted((shared / "preserved_site_cv").rglob(f"{name}_splits.csv"))
     if not paths:
         pytest.skip("../shared/data is not here")
-    result = audit_files(paths)
+    result, _ = audit_files(paths)
     assert result["verdict"] == "clean"
     crossing = {f["split"] for f in result["findings"] if f["kind"] == "shared_site"}
     assert crossing
@@ -263,7 +265,7 @@ def test_tiles_of_a_course_that_were_thrown_at_random(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3] / "../shared/data/anonymous_course"
     if not root.is_dir():
         pytest.skip("../shared/data is not here")
-    result = audit_files([root])
+    result, _ = audit_files([root])
     (seams,) = [f for f in result["findings"] if f["severity"] == "leak"]
     truth = pd.read_csv(root.with_name("anonymous_course_truth.csv"), dtype=str)
     slide = truth.set_index("path")["slide_id"]

@@ -143,7 +143,8 @@ def audit_files(
         slides: Table of slides.
         columns: Our name -> its name, for columns of that table.
         tiles_root: Folder of the tiles, whose pixels are then compared.
-        features: Features of these tiles, see `splits.identity.embedding`.
+        features: Features of these tiles, see `splits.identity.embedding`. Without a folder, the
+            file has to name its tiles.
         unit: What the split claims to keep whole; by default what it says itself, else the patient.
         claims: See `splits.audit.audit`.
         progress: Shown while the tiles are read.
@@ -153,7 +154,7 @@ def audit_files(
         each is audited by itself: findings and battery then name their ``split``.
 
     Raises:
-        InputError: A file cannot be read, or features are given without tiles.
+        InputError: A file cannot be read, or features without images do not name their tiles.
     """
     found = formats.read_all(list(paths))
     root = tiles_root
@@ -162,13 +163,17 @@ def audit_files(
     known = None if slides is None else slide_table.read(slides, columns or {}, labels=False)[0]
     names = set().union(*(set(text(split.table, "slide_id").dropna()) for split in found))
     names |= set() if known is None else set(known["slide_id"])
-    if root is None and features is not None:
-        message = "features are found by their tile: give the folder of the tiles too"
-        raise InputError(message)
     # A split of tiles needs no slides of its own to be looked at.
     of_tiles = all(text(split.table, "tile_id").notna().any() for split in found)
     wanted = set() if of_tiles else names
-    material = Material() if root is None else material_of(root, wanted, features, progress)
+    material = Material()
+    if root is not None:
+        material = material_of(root, wanted, features, progress)
+    elif features is not None:
+        tile_ids = embedding.tile_ids_of(features)
+        table = tiles.check(pd.DataFrame({"tile_id": tile_ids}))
+        given = Features(tile_ids, embedding.read(features, tile_ids), features.name)
+        material = Material(_declared(table, wanted), features=given)
     headers = None if root is None else partial(read_headers, root)
     results = []
     for split in found:

@@ -141,7 +141,8 @@ def split(
     columns: Columns = None,
     out: Annotated[Path | None, typer.Option(help="Split file for --slides.")] = None,
     export: Annotated[
-        str | None, typer.Option(help="Write it for another tool too: clam, stamp, torchmil, ...")
+        str | None,
+        typer.Option(help="For another tool: clam, patho-bench, stamp, torchmil, slideflow, ..."),
     ] = None,
     to: Annotated[Path | None, typer.Option(help="New folder for --export.")] = None,
     json: Json = False,
@@ -237,7 +238,7 @@ def audit(
         Path | None, typer.Option(help="Folder of the tiles: compare pixels too.")
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="Features of these tiles (npz, parquet, npy).")
+        Path | None, typer.Option(help="Features of tiles (npz, parquet, npy): more tests.")
     ] = None,
     unit: Annotated[
         str | None, typer.Option(help="What the split claims to keep whole: patient, slide, site.")

@@ -166,7 +166,7 @@ def _had(
         yield f"{placed['tile_id'].nunique()} of {len(tiles)} tiles lie in the split"
     if found is not None:
         yield found.told()
-    elif "sha256" in placed.columns:
+    elif "sha256" in placed.columns and placed["sha256"].notna().any():
         yield (
             "hashes of the pixels alone: copies that were turned or saved again, overlaps and "
             "seams were not looked for"

@@ -18,7 +18,7 @@ import pyarrow as pa
 from splits.artifacts import read_table
 from splits.errors import InputError, unknown
 
-__all__ = ["read"]
+__all__ = ["read", "tile_ids_of"]
 
 _FORMS: Final = (".npy", ".npz", ".parquet")
 _NAMES: Final = ("tile_id", "path")
@@ -40,17 +40,7 @@ def read(path: Path, tile_ids: Sequence[str]) -> npt.NDArray[np.float32]:
         InputError: The file is missing, of another form or lacks a tile; it names a tile twice, has
             no features, or holds a value that is not finite.
     """
-    if path.suffix.lower() not in _FORMS:
-        kind = "form of an embedding"
-        raise unknown(kind, path.suffix or path.name, _FORMS)
-    if not path.is_file():
-        message = f"{path} does not exist"
-        raise InputError(message)
-    try:
-        names, features = _load(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-        message = f"{path} is not a readable embedding ({error})"
-        raise InputError(message) from error
+    names, features = _opened(path)
     if features.ndim != 2 or features.shape[1] == 0 or not np.issubdtype(features.dtype, np.number):
         message = f"{path}: {features.dtype} of shape {features.shape} given, numbers (n, d) needed"
         raise InputError(message)
@@ -64,6 +54,35 @@ def read(path: Path, tile_ids: Sequence[str]) -> npt.NDArray[np.float32]:
         )
         raise InputError(message)
     return np.asarray(result, np.float32)
+
+
+def tile_ids_of(path: Path) -> list[str]:
+    """The tiles that a file of features names, sorted.
+
+    Raises:
+        InputError: As in :func:`read`; or the file names none (``.npy``).
+    """
+    names, _ = _opened(path)
+    if names is None:
+        message = (
+            f"{path} does not name its tiles: give .npz or .parquet, or the folder of the tiles"
+        )
+        raise InputError(message)
+    return sorted(names)
+
+
+def _opened(path: Path) -> tuple[list[str] | None, npt.NDArray[Any]]:
+    if path.suffix.lower() not in _FORMS:
+        kind = "form of an embedding"
+        raise unknown(kind, path.suffix or path.name, _FORMS)
+    if not path.is_file():
+        message = f"{path} does not exist"
+        raise InputError(message)
+    try:
+        return _load(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+        message = f"{path} is not a readable embedding ({error})"
+        raise InputError(message) from error
 
 
 def _load(path: Path) -> tuple[list[str] | None, npt.NDArray[Any]]:

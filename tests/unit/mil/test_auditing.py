@@ -164,8 +164,28 @@ def test_features_come_from_a_file_of_the_user(
     assert found["slide_probe"]["p"] > 0.01  # noise says nothing of slides
     split = tmp_path / "split.csv"
     split.write_text("slide_id,part\na,train\nb,test\n")
-    with pytest.raises(InputError, match="folder of the tiles"):
-        audit_files([split], features=tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(InputError, match="does not name its tiles"):
+        audit_files([split], features=tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_features_alone_tell_whether_slides_were_cut(tmp_path: Path, *, whole: bool) -> None:
+    # 24 slides of 12 tiles; the features of a slide lie together. No images, no ids but names.
+    random = np.random.default_rng(0)
+    slide = np.repeat(np.arange(24), 12)
+    names = [f"slide{s:02d}_x{16 * i}_y0.png" for s in range(24) for i in range(12)]
+    x = random.normal(size=(24, 6))[slide] + 0.2 * random.normal(size=(len(slide), 6))
+    np.savez(tmp_path / "x.npz", tile_id=np.array(names), x=x)
+    test = slide % 4 == 0 if whole else random.random(len(slide)) < 0.25
+    split = pd.DataFrame({"tile_id": names, "part": np.where(test, "test", "train")})
+    split.to_csv(tmp_path / "split.csv", index=False)
+    result, _ = audit_files([tmp_path / "split.csv"], features=tmp_path / "x.npz")
+    battery = {one["name"]: one for one in result["battery"]}
+    assert battery["slide_probe"]["value"] > 0.9
+    assert (battery["nearest_across"]["severity"] == "warning") is not whole
+    assert (result["verdict"] == "clean") is whole
+    assert "features: x.npz" in result["had"]
 
 
 def test_an_audit_of_a_run_asks_what_its_encoders_saw(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
     python benchmarks/split_optimum.py [--groups 12 20 30 40 60] [--folds 3 5] [--cohorts 3]
 
 Cohorts as in split_balance.py, one to four slides a patient. The deals are made as by
-`slidewise split`; the exact solver gets a larger budget here than it gives it. `worst` is the largest cost
-of the deals of three seeds over the proved bound (or over 1e-5, where no error is worth reducing),
-in percent, where the optimum is proved to 1 %.
+`slidewise split`; the exact solver gets a larger budget here than it gives it. `worst` is the
+largest cost of the deals of three seeds over the proved bound (or over 1e-5, where no error is
+worth reducing), in percent, where the optimum is proved to 1 %.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from splits.artifacts import digest, read_csv, read_json, write_csv, write_json
 from splits.errors import InputError, NegativeVerdictError, unknown
 from splits.groups import PARTS, slide_rows
 
-__all__ = ["Split", "balance_table", "check", "load", "parts", "save"]
+__all__ = ["EVERY_SLIDE_TESTED", "Split", "balance_table", "check", "load", "parts", "save"]
 
 _COLUMNS: Final = ("slide_id", "group_id", "fold", "part")
 _INNER: Final = "split_inner.csv"

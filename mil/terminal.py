@@ -160,10 +160,16 @@ def _classes(meta: dict[str, Any]) -> list[tuple[object, ...]]:
 def _how_good(best: dict[str, Any]) -> str:
     if best["proved"]:
         return "The test parts are as even as can be (proved: at most 1 % from the optimum)."
-    return (
-        "No more even test parts were found; that there are none is not proved (their squared "
-        f"error is at most {best['gap_percent']:.1f} % above what can be)."
+    said, gap = (
+        "No more even test parts were found; that there are none is not proved",
+        best["gap_percent"],
     )
+    if gap is None or gap > _WIDE:
+        return f"{said}."
+    return f"{said} (their squared error is at most {gap:.1f} % above what can be)."
+
+
+_WIDE: Final = 100  # a gap of more percent says nothing
 
 
 def show_audit(result: dict[str, Any], page: Path | None) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from splits.errors import InputError
 
@@ -84,17 +85,10 @@ def assign(
         held = np.hstack([np.asarray(classes) > 0, held])
     pins = np.full(n_groups, -1) if fixed is None else np.asarray(fixed, dtype=np.int64)
     search = _Search(scale(amounts, weights), share / share.sum(), held, pins)
-    rng = np.random.default_rng(seed)
-    search.start(rng)
-    best = search.improve(rng), search.part.copy()
-    for _ in range(next((times for most, times in _SHAKEN if n_groups <= most), 0)):
-        if best[0] <= (0, enough):
-            break
-        search.shake(best[1], rng)
-        score = search.improve(rng)
-        if score <= (best[0][0], best[0][1] + _TOLERANCE):
-            best = score, search.part.copy()
-    return best[1]
+    # The matrices are small: more threads of BLAS would wait for each other, the more so where
+    # other work runs, and their number would decide how sums are rounded.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return search.best(np.random.default_rng(seed), enough)
 
 
 def cost(
@@ -148,6 +142,19 @@ class _Search:
         self.part = pins.copy()  # -1 as long as a group is not dealt
         self.error = np.zeros_like(self.target)
         self.counts = np.zeros((len(share), held.shape[1]))
+
+    def best(self, rng: np.random.Generator, enough: float) -> Ints:
+        """The best parts of a start and of all that shaking it leads to."""
+        self.start(rng)
+        best = self.improve(rng), self.part.copy()
+        for _ in range(next((times for most, times in _SHAKEN if len(self.part) <= most), 0)):
+            if best[0] <= (0, enough):
+                break
+            self.shake(best[1], rng)
+            score = self.improve(rng)
+            if score <= (best[0][0], best[0][1] + _TOLERANCE):
+                best = score, self.part.copy()
+        return best[1]
 
     def start(self, rng: np.random.Generator) -> None:
         """Deal the groups one by one, large ones first; of very many, most in turn before that.

@@ -8,6 +8,10 @@ meet. scipy's HiGHS solves the programs; the budget counts nodes of its tree, no
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +35,7 @@ _ALIKE: Final = 0.0025
 ROUNDS: Final = 3
 """Programs at the most that a bound is worth."""
 _NODES: Final = 20
+_LARGE: Final = 80_000  # tangents of an assignment times groups
 _WORTH: Final = 0.1  # share of the gap that a program has to close for another one to be tried
 
 Floats = npt.NDArray[np.float64]
@@ -86,7 +91,9 @@ def best(
     known = Optimum(part, cost(features, share, part, weights), 0.0)
     if rounds == 0 or known.proved:
         return known
-    values = scale(np.asarray(features, dtype=np.float64), weights)
+    # In units of the error to be beaten, which the solver's tolerances are made for.
+    unit = float(np.sqrt(known.cost))
+    values = scale(np.asarray(features, dtype=np.float64), weights) / unit
     program = _Program(values[:, values.any(axis=0)], share, classes, part)
     program.touch(part)
     for _ in range(rounds):
@@ -98,7 +105,7 @@ def best(
             other = cost(features, share, found, weights)
             if other < least:
                 part, least = found, other
-        known = Optimum(part, least, min(max(known.bound, bound), least))
+        known = Optimum(part, least, min(max(known.bound, bound * unit**2), least))
         closed = known.bound - before.bound
         if known.proved or found is None or closed < _WORTH * (before.cost - before.bound):
             break
@@ -145,12 +152,16 @@ class _Program:
     def touch(self, part: npt.NDArray[np.int64]) -> None:
         """Bound each squared error by tangents where an assignment has its errors.
 
-        A tangent at ``a`` says ``t >= 2 a e - a^2``. Parts are alike, so the errors of every part
-        are taken for each of them; without tangents elsewhere, the bounds stay few and tight.
+        A tangent at ``a`` says ``t >= 2 a e - a^2``. Parts are alike, so each gets the
+        errors of all parts, and zero; in a large program the least and the largest of them, since
+        every tangent costs time. Tangents elsewhere would bound little.
         """
         chosen = np.eye(len(self.share))[part].ravel()
         errors = (self.sums @ chosen - self.target).reshape(len(self.share), -1)
-        for row in (*errors, np.zeros(errors.shape[1])):
+        touched = errors
+        if (len(errors) + 1) * errors.size * len(self.values) > _LARGE:
+            touched = np.stack([errors.min(axis=0), errors.max(axis=0)])
+        for row in (*touched, np.zeros(errors.shape[1])):
             at = np.tile(row, len(errors))
             self.rows.append(sparse.hstack([-2 * sparse.diags(at) @ self.sums, self.ones]))
             self.low.append(-2 * at * self.target - at**2)
@@ -159,17 +170,18 @@ class _Program:
     def solve(self, nodes: int) -> tuple[npt.NDArray[np.int64] | None, float]:
         """The best assignment under the tangents, if any was found, and the bound."""
         n_bounds = len(self.target)
-        result = milp(
-            np.concatenate([np.zeros(self.n_choices), np.ones(n_bounds)]),
-            integrality=np.concatenate([np.ones(self.n_choices), np.zeros(n_bounds)]),
-            bounds=Bounds(0, np.concatenate([self.upper, np.full(n_bounds, np.inf)])),
-            constraints=LinearConstraint(
-                sparse.vstack(self.rows).tocsr(),
-                np.concatenate(self.low),
-                np.concatenate(self.high),
-            ),
-            options={"node_limit": nodes, "mip_rel_gap": CLOSE / 10},
-        )
+        with _silent():
+            result = milp(
+                np.concatenate([np.zeros(self.n_choices), np.ones(n_bounds)]),
+                integrality=np.concatenate([np.ones(self.n_choices), np.zeros(n_bounds)]),
+                bounds=Bounds(0, np.concatenate([self.upper, np.full(n_bounds, np.inf)])),
+                constraints=LinearConstraint(
+                    sparse.vstack(self.rows).tocsr(),
+                    np.concatenate(self.low),
+                    np.concatenate(self.high),
+                ),
+                options={"node_limit": nodes, "mip_rel_gap": CLOSE / 10},
+            )
         bound = result.mip_dual_bound
         part = None
         if result.x is not None:
@@ -183,3 +195,22 @@ class _Program:
         self.rows.append(self._padded(rows))
         self.low.append(np.full(rows.shape[0], low))
         self.high.append(np.full(rows.shape[0], np.inf))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep a line that HiGHS prints from deep within out of standard output, which may be JSON."""
+    if os.name != "posix":
+        yield
+        return
+    c = ctypes.CDLL(None)
+    c.fflush(None)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        c.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

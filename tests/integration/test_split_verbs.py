@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +170,12 @@ def test_a_plan_in_numbers(capsys: pytest.CaptureFixture[str], slides: Path) -> 
     assert "give --slides" in fails(capsys, 2, "plan")
     assert "0.85" in fails(capsys, 2, "plan", "--slides", 100, "--accuracy", 85)
     assert "exclude" in fails(capsys, 2, "plan", "--slides", 9, "--slides-table", slides)
+
+
+def test_json_is_all_that_is_printed(slides: Path, tmp_path: Path) -> None:
+    # In a process of its own: the solver prints from C, past what Python captures.
+    script = "from mil.cli import main; main()"
+    given = ["split", "--slides", slides, "--out", tmp_path / "split.csv", "--json"]
+    command = [sys.executable, "-c", script, *map(str, given)]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(made.stdout)["method"] == "kfold"

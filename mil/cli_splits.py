@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -148,7 +149,8 @@ def split(
     json: Json = False,
 ) -> None:
     """The split, its balance, and what no split can avoid."""
-    from mil import exporting, prepare, tissue
+    from mil import prepare, tissue
+    from splits import formats
 
     if (run is None) == (slides is None) or (slides is None) != (out is None):
         message = "give a run folder, or --slides CSV with --out FILE"
@@ -162,6 +164,8 @@ def split(
     changes |= {name: value for name, value in given.items() if value is not None}
     changes |= {name: value.split(",") for name, value in listed.items() if value is not None}
     notes: list[str] = []
+    found: dict[str, Any] = {"verdict": "clean"}
+    write: Callable[[str, Path], Any]
     if run is not None:
         from mil.report.audit import audit_run
 
@@ -170,12 +174,12 @@ def split(
             amounts = tissue.amounts(run, config, view.progress)
             result = prepare.split(run, config, amounts)
             configuration.save(config, run / "config.yaml")
-            found = audit_run(run, config, view.progress, encoders=False)
-        path = run / "split.csv"
+            found = audit_run(run, config, encoders=False)
+        path, write = run / "split.csv", partial(prepare.export, run, config, result)
     elif slides is not None and out is not None:
         settings = changed(None, data={"root": "."}, split=changes).split
-        result, notes = prepare.split_table(slides, out, settings, _columns(columns))
-        path, found = out, None
+        result, dealt, notes = prepare.split_table(slides, out, settings, _columns(columns))
+        path, write = out, partial(formats.write, result.table, slides=dealt)
     if json:
         print_json(result.meta)
     else:
@@ -183,17 +187,14 @@ def split(
     for note in notes:
         say_warning(note, "note")
     if export is not None and to is not None:
-        if run is not None:
-            written = exporting.of_run(run, config, result, export, to)
-        elif slides is not None:
-            written = exporting.of_table(slides, _columns(columns), result, export, to)
+        written = write(export, to)
         if not json:
             typer.echo(f"{len(written.files)} file(s) for {export} -> {to}")
         for lost in written.lost:
             say_warning(lost, "not in these files")
-    if found is not None and found["verdict"] == "leak":
+    if found["verdict"] == "leak":
         if not json:
-            show_audit(found, run / "audit.html" if run is not None else None)
+            show_audit(found, path.with_name("audit.html"))
         raise typer.Exit(1)
 
 
@@ -266,7 +267,7 @@ def audit(
         raise InputError(message)
     with screen() as view:
         if run is not None:
-            result = pages.audit_run(run, stored(run), view.progress)
+            result = pages.audit_run(run, stored(run))
             page: Path | None = run / "audit.html"
         else:
             paths = split or []

@@ -18,7 +18,7 @@ import pandas as pd
 
 from mil import phantom
 from mil.config import Config, Split
-from splits import folds, labels, ledger, slide_table, tiles
+from splits import folds, formats, labels, ledger, slide_table, tiles
 from splits import split as splitting
 from splits.artifacts import (
     atomic,
@@ -44,6 +44,7 @@ __all__ = [
     "EMBEDDING",
     "Progress",
     "data_root",
+    "export",
     "identify",
     "manifest_of",
     "read_tiles",
@@ -247,11 +248,11 @@ def split(run: Path, config: Config, amounts: pd.DataFrame | None = None) -> spl
 
 def split_table(
     source: Path, out: Path, settings: Split, columns: Mapping[str, str]
-) -> tuple[splitting.Split, list[str]]:
+) -> tuple[splitting.Split, pd.DataFrame, list[str]]:
     """Split a table of slides, without tiles: ``out`` (CSV) and its JSON beside it.
 
     Returns:
-        The split, and notes on what the table did not say.
+        The split, the slides as they were dealt, and notes on what the table did not say.
     """
     slides, notes = slide_table.read(source, columns)
     _require_labels(slides)
@@ -263,7 +264,17 @@ def split_table(
     result = _deal(slides, settings, {"policy": policy, "relabelled": changed})
     digests = {"slides": digest(slides.astype(str).to_numpy().tolist())}
     splitting.save(result, out, digests)
-    return result, notes
+    return result, slides, notes
+
+
+def export(
+    run: Path, config: Config, result: splitting.Split, kind: str, to: Path
+) -> formats.Written:
+    """Write the split of a run for another tool; see `splits.formats.write`."""
+    table = read_tiles(run)
+    root = data_root(run, config)
+    slides = tiles.slides(table)
+    return formats.write(result.table, kind, to, slides=slides, tiles=table, root=root)
 
 
 def _deal(slides: pd.DataFrame, settings: Split, settled: Mapping[str, Any]) -> splitting.Split:

@@ -16,13 +16,11 @@ from splits import optimum
 from splits.artifacts import digest
 from splits.deviation import floor_points, relative_percent, shares_of, variation_points
 from splits.errors import InputError, unknown
-from splits.groups import PARTS, UNITS, Ints, slide_rows, text
+from splits.groups import AMOUNTS, PARTS, UNITS, Ints, slide_rows, text
 
 __all__ = ["BALANCE", "Groups"]
 
 BALANCE: Final = ("label", "tissue", "site", "tiles", "stain")
-AMOUNTS: Final = {"tissue": "tissue:", "stain": "stain:"}
-"""How the columns of a slide table begin that hold tiles per tissue type, and bins of stain."""
 # A point of error weighs alike anywhere, but for these. Classes come first, counted in what a group
 # is made of: a patient of slides, a site of patients. Site, tissue and stain are mixes, each of
 # their columns weighs by its share; even numbers of groups are but a wish.

@@ -11,10 +11,12 @@ import pandas as pd
 from splits.content.links import components
 from splits.errors import InputError, unknown
 
-__all__ = ["PARTS", "UNITS", "regroup", "slide_rows", "text"]
+__all__ = ["AMOUNTS", "PARTS", "UNITS", "regroup", "slide_rows", "text"]
 
 PARTS: Final = ("train", "val", "test")
 UNITS: Final = ("patient", "slide", "site")
+AMOUNTS: Final = {"tissue": "tissue:", "stain": "stain:"}
+"""How the columns of a slide table begin that hold tiles per tissue type, and bins of stain."""
 
 Ints = npt.NDArray[np.int64]
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from splits.auditing.findings import Finding, finding
 from splits.identity.exporter import without_uuid
 from splits.identity.name import SUFFIX, posix
 
-__all__ = ["Matched", "hygiene", "reconcile"]
-
-Finding = dict[str, Any]
+__all__ = ["Matched", "bare", "hygiene", "reconcile"]
 
 _MISSING: Final = frozenset(
     ("", "-", "--", "?", ".", "na", "n/a", "#n/a", "nan", "none", "null", "nil", "unknown")
@@ -121,14 +120,14 @@ def hygiene(ids: Iterable[str], *, level: str = "slide") -> list[Finding]:
         )
     ]
     found += [_zeros(names, level), _extensions(names, level), _twins(names, level)]
-    return [finding for finding in found if finding is not None]
+    return [one for one in found if one is not None]
 
 
 def _space(name: str) -> str:
     return " ".join(posix(name).split())
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """Without file extensions; the folder stays."""
     while (match := SUFFIX.search(name)) is not None and match.start() > 0:
         name = name[: match.start()]
@@ -152,7 +151,7 @@ def _without_zeros(name: str) -> str:
 # Each step works on what the one before left of an id.
 _STEPS: Final[tuple[tuple[str, str, Callable[[str], str]], ...]] = (
     ("leaving white space out", "note", _space),
-    ("leaving the file extension out", "note", _bare),
+    ("leaving the file extension out", "note", bare),
     *(("leaving its folder out", "note", _end(depth)) for depth in range(_DEPTH, 0, -1)),
     ("leaving a UUID out", "note", without_uuid),
     ("reading a float as the number it was", "warning", _whole),
@@ -195,7 +194,7 @@ def _zeros(names: Iterable[str], level: str) -> Finding | None:
 
 
 def _extensions(names: Iterable[str], level: str) -> Finding | None:
-    kinds = _by_key({name: name[len(_bare(name)) :].lower() for name in map(_space, names)})
+    kinds = _by_key({name: name[len(bare(name)) :].lower() for name in map(_space, names)})
     if len(kinds) < 2:
         return None
     counts = ", ".join(f"{kind or 'none'} {len(of)}" for kind, of in sorted(kinds.items()))
@@ -206,7 +205,7 @@ def _extensions(names: Iterable[str], level: str) -> Finding | None:
 
 def _twins(names: Iterable[str], level: str) -> Finding | None:
     """Ids that may be one: equal but for white space, extension, case, or a UUID that one lacks."""
-    keys = {name: _bare(_space(name)).casefold() for name in names}
+    keys = {name: bare(_space(name)).casefold() for name in names}
     whole = set(keys.values())
     # Two ids with a UUID each are two scans: there the UUID is the name.
     short = {name: without_uuid(key) for name, key in keys.items()}
@@ -228,14 +227,4 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _finding(severity: str, level: str, evidence: Mapping[str, str], what: str) -> Finding:
-    ids = sorted(evidence)
-    return {
-        "kind": "id_hygiene",
-        "severity": severity,
-        "level": level,
-        "fold": None,
-        "ids": ids,
-        "parts": [],
-        "message": f"{len(ids)} {level}(s) {what}",
-        "evidence": [evidence[name] for name in ids],
-    }
+    return finding("id_hygiene", severity, level, evidence, what=what)

@@ -11,17 +11,16 @@ import numpy as np
 import pandas as pd
 
 from splits.errors import InputError, unknown
+from splits.groups import AMOUNTS
 from splits.identity.grammar import parse
 from splits.identity.manifest import SYNONYMS
 from splits.identity.table import read_cells
 from splits.ids import hygiene
 from splits.images import SUFFIXES
 
-__all__ = ["AMOUNTS", "COLUMNS", "read"]
+__all__ = ["COLUMNS", "read"]
 
 COLUMNS: Final = ("slide_id", "patient_id", "site_id", "label", "n_tiles", "group_id")
-AMOUNTS: Final = ("tissue:", "stain:")
-"""How the columns begin that hold amounts to balance, such as tiles of a tissue type."""
 _WORDS: Final[dict[str, tuple[str, ...]]] = {
     **{name: (name, *SYNONYMS.get(name, ())) for name in COLUMNS},
     "label": SYNONYMS["slide_label"],
@@ -45,8 +44,8 @@ def read(
 
     Returns:
         The table with ``slide_id, patient_id, site_id``, ``label``, ``n_tiles`` and ``group_id``
-        where it had them, and its columns of amounts (`AMOUNTS`) as numbers; and notes in words on
-        what was derived and on ids that look damaged.
+        where it had them, and its columns of amounts (`splits.groups.AMOUNTS`) as numbers; and
+        notes in words on what was derived and on ids that look damaged.
 
     Raises:
         InputError: A column is missing, unknown or ambiguous, a slide id is empty, two rows of a
@@ -55,7 +54,7 @@ def read(
     cells = read_cells(path)
     found = _recognised(cells, columns or {}, path)
     _require(found, cells, path, labels=labels)
-    amounts = [name for name in cells.columns if name.lower().startswith(AMOUNTS)]
+    amounts = [name for name in cells.columns if name.lower().startswith(tuple(AMOUNTS.values()))]
     table = pd.DataFrame({ours: cells[theirs] for ours, theirs in found.items()})
     table = table.join(cells[amounts].rename(columns=str.lower))
     notes = []

@@ -33,7 +33,6 @@ LAYERS = [
     [
         "mil.devices",
         "mil.prepare",
-        "mil.exporting",
         "mil.auditing",
         "mil.cohort",
         "mil.predictions",

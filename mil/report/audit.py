@@ -13,13 +13,15 @@ import pandas as pd
 from mil import auditing
 from mil.auditing import Material
 from mil.config import Config
-from mil.prepare import Progress, data_root, read_tiles
+from mil.prepare import data_root, read_tiles
 from mil.report import tables
 from mil.report.audit_words import BATTERY, KINDS, TWINS
 from mil.report.identity_pictures import suspects
 from mil.report.pictures import ReadTile
 from mil.report.templates import inline, write_page
 from splits.artifacts import read_table, write_json
+from splits.auditing.findings import SEVERITIES
+from splits.groups import PARTS
 from splits.images import read_tile as read_from_disk
 
 __all__ = ["audit_run", "build", "write"]
@@ -28,18 +30,14 @@ MAX_PAIRS: Final = 12
 """Pairs of tiles that are drawn of one finding."""
 _LISTED: Final = 50
 _SHOWN: Final = ("slide_id", "patient_id", "slide_label")
-_ORDER: Final = ("leak", "warning", "note")
 
 
-def audit_run(
-    run: Path, config: Config, progress: Progress | None = None, *, encoders: bool = True
-) -> dict[str, Any]:
+def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, Any]:
     """Findings on the run's split (:func:`mil.auditing.audit_run`), and the page that shows them.
 
     Args:
         run: The run folder, split.
         config: Its configuration.
-        progress: Not needed: pixels were read when the run was identified.
         encoders: Compare the slides that the encoder of each fold saw with its test slides.
     """
     result = auditing.audit_run(run, config, encoders=encoders)
@@ -110,7 +108,7 @@ def build(
         "groups": groups,
         "counts": {
             severity: sum(one["severity"] == severity for one in [*groups, *battery])
-            for severity in _ORDER
+            for severity in SEVERITIES
         },
         "had": _joined([line for line in result["had"] if not _is_lack(line)]),
         "lacked": [line for line in result["had"] if _is_lack(line)],
@@ -166,7 +164,7 @@ def _grouped(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "meaning": meaning,
                 "messages": [_sentence(one, several=several) for one in members],
                 "folds": tables.text(folds) if folds else "all",
-                "parts": [part for part in ("train", "val", "test")
+                "parts": [part for part in PARTS
                           if any(part in one["parts"] for one in members)],
                 "n_ids": len({name for one in members for name in one["ids"]}),
                 "n_lines": sum(len(one["evidence"]) for one in members),
@@ -174,7 +172,7 @@ def _grouped(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "pairs": pairs,
             }
         )  # fmt: skip
-    return sorted(entries, key=lambda entry: _ORDER.index(entry["severity"]))
+    return sorted(entries, key=lambda entry: SEVERITIES.index(entry["severity"]))
 
 
 def _sentence(found: Mapping[str, Any], *, several: bool) -> str:

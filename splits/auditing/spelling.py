@@ -10,7 +10,6 @@ from splits import ids
 from splits.auditing.findings import Finding, finding
 from splits.groups import text
 from splits.identity.exporter import without_uuid
-from splits.identity.name import SUFFIX
 
 __all__ = ["reconciled", "spelled_twice"]
 
@@ -43,7 +42,7 @@ def reconciled(
             if changed:
                 values = rows[column].map(changed).astype("string").fillna(rows[column])
                 rows = rows.assign(**{column: values})
-    return rows, [found | {"pairs": []} for found in findings]
+    return rows, findings
 
 
 def spelled_twice(rows: pd.DataFrame, known: Collection[str]) -> Iterator[Finding]:
@@ -85,7 +84,4 @@ def spelled_twice(rows: pd.DataFrame, known: Collection[str]) -> Iterator[Findin
 
 def _plain(slide_id: str) -> str:
     """Without white space around, file extensions and the UUID of a portal."""
-    name = " ".join(slide_id.split())
-    while (suffix := SUFFIX.search(name)) is not None and suffix.start() > 0:
-        name = name[: suffix.start()]
-    return without_uuid(name)
+    return without_uuid(ids.bare(" ".join(slide_id.split())))

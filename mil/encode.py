@@ -1,4 +1,4 @@
-"""Pixels and embeddings of a run: stain vectors, the tile cache, one feature matrix a fold."""
+"""Embeddings of a run: one feature matrix a fold."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import torch
 from lightning_fabric import Fabric
 
 from mil import devices
 from mil.config import Config
-from mil.data import cache
 from mil.data.images import decode, in_threads
 from mil.data.store import Features, open_features, save_features
 from mil.encoders import TileEncoder, create
 from mil.encoders.augment import centre_view
+from mil.pixels import Tiles
 from mil.prepare import EMBEDDING, Progress, data_root, read_tiles, scanned_table
-from mil.stain.slides import stain_digests, stain_table
 from splits.artifacts import (
     atomic,
     digest,
@@ -36,45 +33,12 @@ from splits.artifacts import (
 )
 from splits.errors import InputError
 
-__all__ = ["embed", "embed_scanned", "features", "fold_meta", "pixels", "read_features"]
+__all__ = ["embed", "embed_scanned", "features", "fold_meta", "read_features"]
 
 _BATCH = 64
 
 
-def pixels(run: Path, config: Config, progress: Progress | None = None) -> str:
-    """``stain.parquet`` and ``cache/``; returns the digest of what the encoder will see."""
-    table = read_tiles(run)
-    root = data_root(run, config)
-    encoder, threads = config.encoder, config.compute.threads
-    # Stain vectors are a slide's: they follow the identity, not only the pixels.
-    stains = None
-    if config.stain.method != "none":
-        stains = stain_table(run, config, progress)
-    else:
-        (run / "stain.parquet").unlink(missing_ok=True)
-    digests = {
-        **stain_digests(run, config),
-        "encoder_input": digest([encoder.channels, encoder.resize_px]),
-    }
-    _announce(run, table, config)
-    advance = progress("cache", len(table)) if progress else None
-    cache.build(
-        run / "cache",
-        root,
-        table,
-        stains,
-        encoder.channels,
-        size_px=encoder.resize_px,
-        digests=digests,
-        threads=threads,
-        advance=advance,
-    )
-    return digest(digests)
-
-
-def embed(
-    encoder: TileEncoder, tiles: npt.NDArray[np.uint8], image_px: int, fabric: Fabric
-) -> Features:
+def embed(encoder: TileEncoder, tiles: Tiles, image_px: int, fabric: Fabric) -> Features:
     """Embeddings ``(n_tiles, dim)`` float32 of cached tiles, in eval mode."""
     encoder.eval().to(fabric.device)
     result = np.empty((len(tiles), encoder.dim), dtype=np.float32)
@@ -140,6 +104,7 @@ def features(
     config: Config,
     fold: int,
     encoder: TileEncoder,
+    tiles: Tiles,
     fabric: Fabric,
     *,
     card: dict[str, Any],
@@ -152,6 +117,7 @@ def features(
         config: Its configuration.
         fold: Which encoder this is.
         encoder: With the weights to use.
+        tiles: What it sees.
         fabric: Device and precision.
         card: Encoder card; its ``slides_seen`` is what protects the aggregators.
         digests: Of the encoder and its input; equal digests mean equal features, so folds that
@@ -167,7 +133,6 @@ def features(
     if same:
         _link(_file(run, same[0]), path)
     else:
-        tiles = cache.open_cache(run / "cache")
         save_features(path, embed(encoder, tiles, config.encoder.image_px, fabric))
     meta[str(fold)] = {**card, "digests": digests}
     identity = {"identity": digests["identity"]}
@@ -225,7 +190,7 @@ def _meta(run: Path) -> dict[str, Any]:
     return dict(read_json(path)["folds"]) if path.exists() else {}
 
 
-def _blocks(tiles: npt.NDArray[np.uint8]) -> Iterator[tuple[int, torch.Tensor]]:
+def _blocks(tiles: Tiles) -> Iterator[tuple[int, torch.Tensor]]:
     for start in range(0, len(tiles), _BATCH):
         yield start, torch.from_numpy(np.array(tiles[start : start + _BATCH]))
 
@@ -236,15 +201,3 @@ def _link(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-
-
-def _announce(run: Path, table: pd.DataFrame, config: Config) -> None:
-    encoder = config.encoder
-    needed = len(table) * len(cache.CHANNELS[encoder.channels]) * encoder.resize_px**2
-    free = shutil.disk_usage(run).free
-    if needed > free and not (run / "cache" / "tiles.npy").exists():
-        message = (
-            f"the tile cache needs {needed / 1e9:.1f} GB and {run} has {free / 1e9:.1f} GB free: "
-            "choose another --out or a smaller encoder.resize_px"
-        )
-        raise InputError(message)

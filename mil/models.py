@@ -17,8 +17,8 @@ from mil.aggregators import AGGREGATORS
 from mil.aggregators.scaled import Scaled
 from mil.aggregators.voting import Votes, mean_probability, plurality_vote
 from mil.config import Choice, Config
-from mil.data.cache import CHANNELS
 from mil.encoders import TileEncoder, create
+from mil.stain.channels import CHANNELS
 from splits.artifacts import file_digest
 from splits.errors import InputError
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mil import auditing, encode, evaluate, predict, prepare, report, settings, tissue, train
+from mil import auditing, evaluate, predict, prepare, report, settings, tissue, train
 from mil.config import Config, Data, Encoder, Split, Train
 from mil.phantom import Phantom
+from mil.pixels import pixels
 from mil.report.audit import audit_run
 from mil.report.identity import identify_run
 from splits.artifacts import digest, digests_of, is_current
@@ -48,8 +49,7 @@ def train_run(
     """Pixels, encoders, features, aggregators and their predictions, after a clean audit."""
     train.check(config)
     auditing.audit(path, config)
-    seen_pixels = encode.pixels(path, config, progress)
-    train.encoders(path, config, seen_pixels, say)
+    train.encoders(path, config, pixels(path, config, progress), say)
     train.aggregators(path, config, say)
     predict.predict_run(path, config)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["derive", "generator"]
+__all__ = ["derive", "generator", "of_rows"]
 
 
 def derive(seed: int, *names: object) -> int:
@@ -21,3 +22,18 @@ def derive(seed: int, *names: object) -> int:
 def generator(seed: int, *names: object) -> np.random.Generator:
     """A numpy generator seeded by :func:`derive`."""
     return np.random.default_rng(derive(seed, *names))
+
+
+def of_rows(seed: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """A 64-bit seed for each row, ``(n,)``: neither order nor company of the rows matters.
+
+    SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195) of the row's place.
+    """
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed

@@ -20,11 +20,11 @@ from mil import devices, encode, loop
 from mil.aggregators import AGGREGATORS
 from mil.cohort import Fold, folds_of
 from mil.config import Config
-from mil.data import cache
 from mil.data.bags import Bags, Batch
 from mil.encoders import TileEncoder, check_name
 from mil.encoders.augment import centre_view, random_view
 from mil.models import new_aggregator, new_encoder
+from mil.pixels import Pixels, Tiles
 from mil.seeds import derive, generator
 from splits.artifacts import digest, is_current, write_json
 from splits.errors import InputError
@@ -61,13 +61,13 @@ def check(config: Config) -> None:
             raise InputError(message)
 
 
-def encoders(run: Path, config: Config, seen_pixels: str, say: Say = print) -> None:
+def encoders(run: Path, config: Config, seen: Pixels, say: Say = print) -> None:
     """Train (or, frozen, probe) the tile encoder of every fold and write its features.
 
     Args:
-        run: Run folder, with its tile cache.
+        run: Run folder.
         config: Its configuration.
-        seen_pixels: Digest of that cache, from :func:`mil.encode.pixels`.
+        seen: The tiles as the encoder sees them.
         say: Called with one line a finished step.
     """
     fabric = devices.fabric(config.compute)
@@ -84,20 +84,31 @@ def encoders(run: Path, config: Config, seen_pixels: str, say: Say = print) -> N
         }
         digests = {
             "identity": fold.identity,
-            "pixels": seen_pixels,
+            "pixels": seen.digest,
             "encoder": digest(config.encoder.model_dump(mode="json")),
         }
         if config.encoder.frozen:
             features = encode.features(
-                run, config, fold.number, encoder, fabric, card=card, digests=digests
+                run,
+                config,
+                fold.number,
+                encoder,
+                seen.tiles,
+                fabric,
+                card=card,
+                digests=digests,
             )
             _probe(run, config, fold, encoder, features, card=card, digests=digests, say=say)
             continue
         digests["training"] = digest(
             [config.train.model_dump(mode="json"), fold.split, fold.number, config.seed]
         )
-        _fine_tune(run, config, fold, encoder, fabric, card=card, digests=digests, say=say)
-        encode.features(run, config, fold.number, encoder, fabric, card=card, digests=digests)
+        _fine_tune(
+            run, config, fold, encoder, seen.tiles, fabric, card=card, digests=digests, say=say
+        )
+        encode.features(
+            run, config, fold.number, encoder, seen.tiles, fabric, card=card, digests=digests
+        )
 
 
 def aggregators(run: Path, config: Config, say: Say = print) -> None:
@@ -150,6 +161,7 @@ def _fine_tune(
     config: Config,
     fold: Fold,
     encoder: TileEncoder,
+    tiles: Tiles,
     fabric: Fabric,
     *,
     card: dict[str, Any],
@@ -158,7 +170,6 @@ def _fine_tune(
 ) -> None:
     train = config.train
     seed = derive(config.seed, "encoder", fold.number)
-    tiles = cache.open_cache(run / "cache")
     rows, target = fold.rows("train"), fold.target
     if not (config.encoder.pretrained or config.encoder.checkpoint):
         encoder.set_scale(*_scale(tiles, rows))
@@ -264,7 +275,7 @@ def _probe(
     say(f"fold {fold.number}: linear tile classifier fitted")
 
 
-def _scale(tiles: npt.NDArray[np.uint8], rows: Rows) -> tuple[Tensor, Tensor]:
+def _scale(tiles: Tiles, rows: Rows) -> tuple[Tensor, Tensor]:
     """Mean and deviation a channel over the training tiles, ``(n_channels,)`` grey levels."""
     counts = np.zeros((tiles.shape[1], 256))
     for row in rows:

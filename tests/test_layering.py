@@ -41,6 +41,7 @@ LAYERS = [
         "mil.tissue",
     ],
     ["mil.encoders", "mil.aggregators", "mil.loop"],
+    ["mil.pixels"],
     ["mil.models", "mil.encode", "mil.predict"],
     ["mil.train"],
     ["mil.evaluate"],

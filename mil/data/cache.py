@@ -15,14 +15,11 @@ import pandas as pd
 import torch
 
 from mil.data.images import decode, in_threads
-from mil.stain.separate import Separate
+from mil.stain.channels import CHANNELS, stainer
 from splits.artifacts import atomic, is_current, read_json, write_json
 
-__all__ = ["CHANNELS", "build", "open_cache", "render"]
+__all__ = ["build", "open_cache", "render"]
 
-CHANNELS = {"rgb": ("R", "G", "B"), "he": ("H", "E"), "h": ("H",), "e": ("E",)}
-"""Channel names of each choice of ``encoder.channels``."""
-_SEPARATED = {"he": [0, 1], "h": [0], "e": [1]}
 _BLOCK = 64
 
 Advance = Callable[[int], object]
@@ -38,17 +35,15 @@ def render(
     threads: int | None = None,
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Blocks ``(n, n_channels, size, size)`` uint8 of the tiles in table order."""
-    separate = None if stains is None else Separate.from_table(stains)
-    rank = {} if stains is None else {name: i for i, name in enumerate(stains["slide_id"])}
+    stain = stainer(stains, channels)
 
     def work(block: pd.DataFrame) -> npt.NDArray[np.uint8]:
         rgb = np.stack([decode(root, name, size_px) for name in block["tile_id"]])
         rgb = np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))
-        if separate is None:
-            return rgb
-        slide = torch.tensor([rank[name] for name in block["slide_id"]], dtype=torch.int64)
-        stained = separate(torch.from_numpy(rgb), slide).numpy()
-        return np.ascontiguousarray(stained[:, _SEPARATED[channels]])
+        seen: npt.NDArray[np.uint8] = stain(
+            torch.from_numpy(rgb), block["slide_id"].tolist()
+        ).numpy()
+        return seen
 
     blocks = (tiles.iloc[start : start + _BLOCK] for start in range(0, len(tiles), _BLOCK))
     return in_threads(work, blocks, threads)

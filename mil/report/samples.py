@@ -15,6 +15,7 @@ from mil.data import cache
 from mil.encoders.augment import centre_view, random_view
 from mil.report.preview import preview
 from mil.seeds import generator
+from mil.stain.channels import CHANNELS
 from mil.stain.slides import fit_stains
 from splits.images import read_tile
 
@@ -56,7 +57,7 @@ def preview_run(run: Path, config: Config, progress: prepare.Progress | None = N
             "title": f"{row.slide_label}: {row.slide_id}",
             "rgb": read_tile(root, row.tile_id),
             "channels": seen[i].round().byte().numpy(),
-            "channel_names": list(cache.CHANNELS[encoder.channels]),
+            "channel_names": list(CHANNELS[encoder.channels]),
             "augmented": [view[i].round().byte().numpy() for view in views],
         }
         for i, row in enumerate(chosen.itertuples(index=False))

@@ -10,10 +10,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from mil.data.cache import CHANNELS
 from mil.encoders import ENCODERS, create
 from mil.encoders.adapt import TYPICAL_MEAN, TYPICAL_STD, adapt_first_layer
 from mil.encoders.augment import centre_view, random_view
+from mil.stain.channels import CHANNELS
 from mil.stain.separate import UNIT
 from mil.stain.vectors import REFERENCE, REFERENCE_P99
 from splits.errors import InputError

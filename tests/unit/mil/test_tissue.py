@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from mil import encode, prepare, tissue
+from mil import prepare, tissue
 from mil.config import Config, Data, Encoder, Identity, Split, Stain
 from mil.phantom import Phantom, plan, render
+from mil.pixels import pixels
 from mil.report.tissue import examples, shares
 from mil.stain import vectors
 from mil.tissue import BACKGROUND, FEATURES, fit_types, measure, stain_bins
@@ -213,7 +214,7 @@ def test_nothing_is_paid_for_twice(run: tuple[Path, Config]) -> None:
             for name in ("stain", "tissue", "amounts")}  # fmt: skip
     second = tissue.amounts(path, config)
     pd.testing.assert_frame_equal(second, first)
-    encode.pixels(path, config)
+    pixels(path, config)
     for name, at in made.items():
         assert (path / f"{name}.parquet").stat().st_mtime_ns == at, name
     # Another number of types comes from the same measures; the pixels may be gone.
@@ -242,7 +243,7 @@ def test_an_rgb_run_has_types_but_no_stain_table(run: tuple[Path, Config]) -> No
     )
     found = tissue.amounts(path, rgb)
     assert any(name.startswith("stain:") for name in found)
-    encode.pixels(path, rgb)
+    pixels(path, rgb)
     assert not (path / "stain.parquet").exists()
 
 

@@ -278,9 +278,10 @@ def _probe(
 def _scale(tiles: Tiles, rows: Rows) -> tuple[Tensor, Tensor]:
     """Mean and deviation a channel over the training tiles, ``(n_channels,)`` grey levels."""
     counts = np.zeros((tiles.shape[1], 256))
-    for row in rows:
+    for start in range(0, len(rows), _EVAL_BATCH):
+        block = tiles[rows[start : start + _EVAL_BATCH]]
         for channel in range(tiles.shape[1]):
-            counts[channel] += np.bincount(tiles[row, channel].ravel(), minlength=256)
+            counts[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
     share = counts / counts.sum(1, keepdims=True)
     levels = np.arange(256)
     mean = share @ levels

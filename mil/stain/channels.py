@@ -35,6 +35,7 @@ def stainer(stains: pd.DataFrame | None, channels: str) -> Stainer:
 
     def stain(rgb: Tensor, slides: Sequence[str]) -> Tensor:
         place = torch.tensor([rank[name] for name in slides], dtype=torch.int64)
-        return separate(rgb, place)[:, _SEPARATED[channels]].contiguous()
+        both: Tensor = separate(rgb, place)
+        return both[:, _SEPARATED[channels]].contiguous()
 
     return stain

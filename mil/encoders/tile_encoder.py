@@ -22,6 +22,7 @@ class TileEncoder(nn.Module):
         n_classes: Classes of the linear classifier.
     """
 
+    card: dict[str, object] = {}  # noqa: RUF012
     mean: Tensor
     std: Tensor
 

@@ -169,7 +169,7 @@ def test_features_of_an_encoder_that_saw_the_slide_are_refused(copied: Path) -> 
     meta["folds"]["0"]["slides_seen"].append(fold.slides["test"][0])
     (copied / "features" / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(InputError, match="saw 1 validation or test slide"):
-        encode.read_features(copied, 0, unseen=fold.unseen)
+        encode.read_features(copied, "0", unseen=fold.unseen)
 
 
 def test_cards_name_the_slides_that_were_seen(finished: Path) -> None:

@@ -54,7 +54,7 @@ def new_aggregator(choice: Choice, dim: int, n_classes: int) -> Scaled:
 def log_probabilities(encoder: TileEncoder, features: Features) -> npt.NDArray[np.float32]:
     """What the tile classifier says of embeddings ``(n, dim)``, ``(n, n_classes)``."""
     with torch.inference_mode():
-        x = torch.from_numpy(np.asarray(features, dtype=np.float32))
+        x = torch.from_numpy(np.array(features, dtype=np.float32))
         head = encoder.head.cpu()
         said: npt.NDArray[np.float32] = F.log_softmax(head(x), dim=1).numpy()
     return said

@@ -3,7 +3,7 @@
     python benchmarks/encoder_table.py OUT [--root DATA] [--only TEXT]
 
 Every row is one `slidewise run` of a config of `configs/tcga_organs` with the settings that the
-table names; the split is the same in all rows of a validation share (frozen encoders take a tenth of
+table names; the split is the same in all rows of a validation share (frozen encoders take a tenth
 the other slides for it, trained ones a fifth). Finished rows are only read. Decoded tiles are
 shared between runs (`compute.cache_dir`).
 """

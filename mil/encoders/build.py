@@ -128,8 +128,8 @@ def create(
     backbone = _backbone(name, settings, image_px, source, from_hub=from_hub)
     if tensors is not None:
         fill(backbone, tensors, str(file))
-    described = _describe(backbone, card)
-    mean, std, grey_levels = described["mean"], described["std"], 255
+    published: Any = backbone.pretrained_cfg
+    mean, std, grey_levels = tuple(published["mean"]), tuple(published["std"]), 255
     apart = from_weights and (frozen or tune == "last_block")
     if from_weights and (channels != "rgb" or (len(scales) > 1 and not apart)):
         n_scales = 1 if apart else len(scales)
@@ -156,13 +156,17 @@ def create(
         )
     encoder.card = {
         "name": name,
+        "architecture": published.get("architecture"),
         "weights": source,
-        **described,
-        "image_px": image_px,
-        "channels": CHANNELS[channels],
+        "channels": list(CHANNELS[channels]),
         "scales": list(scales),
-        "embedding_dim": encoder.dim,
+        "scales_apart": apart and len(scales) > 1,
+        "image_px": image_px,
+        "embedding": _embedding(backbone, card),
+        "dim": encoder.dim,
     }
+    if from_weights:
+        encoder.card["published"] = _published(published, card, of_file=checkpoint is not None)
     return encoder
 
 
@@ -247,22 +251,30 @@ def _source(name: str, card: Card | None, checkpoint: Path | None, *, pretrained
     return f"{_HUB}{card.repository}" if card else check_name(name)
 
 
-def _describe(backbone: nn.Module, card: Card | None) -> dict[str, Any]:
-    """What the published card says of the RGB input and of the embedding."""
-    found: Any = backbone.pretrained_cfg
-    rule = "class token and mean patch token" if card and card.patches else None
-    size = found.get("input_size") or (3, None, None)
-    return {
-        "architecture": found.get("architecture"),
-        "published_px": size[-1],
-        "mean": tuple(found["mean"]),
-        "std": tuple(found["std"]),
+def _embedding(backbone: nn.Module, card: Card | None) -> str:
+    if card is not None and card.patches:
+        return "class token and mean patch token"
+    pool = getattr(backbone, "global_pool", None)
+    pool = getattr(pool, "pool_type", pool)
+    names = {"token": "class token", "avg": "mean", "max": "maximum"}
+    return names.get(pool, pool) if isinstance(pool, str) else "pooled by the model"
+
+
+def _published(found: Mapping[str, Any], card: Card | None, *, of_file: bool) -> dict[str, Any]:
+    """The preprocessing card of the weights: what their RGB network saw, and whose it is."""
+    known: dict[str, Any] = {
+        "image_px": (found.get("input_size") or (3, None, None))[-1],
+        "mean": list(found["mean"]),
+        "std": list(found["std"]),
         "interpolation": found.get("interpolation"),
-        "embedding": rule or str(getattr(backbone, "global_pool", None) or "pooled by the model"),
-        "licence": found.get("license"),
-        "page": card.url if card else found.get("origin_url"),
-        "paper": card.paper if card else None,
     }
+    if card is not None:
+        return {**known, "licence": card.licence, "page": card.url, "paper": card.paper}
+    if of_file:
+        return known  # whose file it is, timm cannot know
+    hub_id = found.get("hf_hub_id")
+    page = f"https://huggingface.co/{hub_id}" if hub_id else found.get("origin_url")
+    return {**known, "licence": found.get("license"), "page": page}
 
 
 def _unreached(name: str, source: str, error: Exception) -> InputError:

@@ -220,11 +220,11 @@ def _fix_size(name: str, settings: dict[str, Any], image_px: int) -> None:
     elif name.startswith(LOCAL):
         path = Path(name.removeprefix(LOCAL)) / "config.json"
         document = json.loads(path.read_text(encoding="utf-8"))
-        found, saved = document.get("pretrained_cfg", document), document.get("model_args", {})
+        found, saved = document.get("pretrained_cfg", document), document.get("model_args")
     else:
         published = timm.get_pretrained_cfg(name)
         found, saved = published.to_dict() if published is not None else {}, {}
-    dynamic = {**saved, **settings}.get("dynamic_img_size", False)
+    dynamic = {**(saved or {}), **settings}.get("dynamic_img_size", False)
     if found.get("fixed_input_size") and not dynamic:
         settings.setdefault("img_size", image_px)
 
@@ -280,8 +280,12 @@ def _published(found: Mapping[str, Any], card: Card | None, *, of_file: bool) ->
 def _unreached(name: str, source: str, error: Exception) -> InputError:
     """The error for weights of the hub that could not be had: what to do, on one line."""
     cause = str(error).strip().partition("\n")[0].partition(" (Request")[0]
-    repository = source.removeprefix(_HUB) if source.startswith(_HUB) else None
-    page = f"https://huggingface.co/{repository}" if repository else "https://huggingface.co"
+    if source.startswith(_HUB):
+        repository = source.removeprefix(_HUB)
+    else:
+        published = timm.get_pretrained_cfg(check_name(name))
+        repository = (published.hf_hub_id if published is not None else None) or ""
+    page = f"https://huggingface.co/{repository}".rstrip("/")
     return InputError(
         f"the weights of encoder {name!r} are not in the cache and {page} does not give them "
         f"({cause[:120]}): go online and, where it asks for it, accept the licence there and set "

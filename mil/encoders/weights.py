@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import huggingface_hub
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
@@ -202,13 +202,13 @@ def hub() -> Iterator[None]:
     the version of timm asks for.
     """
     forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    offline = constants.HF_HUB_OFFLINE
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    huggingface_hub.constants.HF_HUB_OFFLINE = offline or not _answers()
+    constants.HF_HUB_OFFLINE = offline or not _answers()
     try:
         yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = offline
+        constants.HF_HUB_OFFLINE = offline
         if forced is None:
             del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
         else:
@@ -217,7 +217,7 @@ def hub() -> Iterator[None]:
 
 def _answers() -> bool:
     try:
-        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=_HUB_TIMEOUT_S).close()
+        urllib.request.urlopen(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return True
     except OSError:

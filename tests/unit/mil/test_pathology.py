@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
-import huggingface_hub
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from mil.encoders import PATHOLOGY, build, create
@@ -160,19 +163,61 @@ def test_a_checkpoint_under_a_short_name_is_embedded_by_its_card(
     assert encoder.card["embedding"] == "class token and mean patch token"
 
 
-@pytest.mark.parametrize("name", ["tiny", "hf-hub:nobody/Tiny", "hf_hub:nobody/Tiny"])
-def test_a_hub_that_does_not_answer_is_said_at_once(
-    name: str, tiny: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed = "http://127.0.0.1:9"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", closed)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+def refused(name: str) -> str:
     began = time.monotonic()
     with pytest.raises(InputError) as caught:
         create(name, channels="rgb", n_classes=2, image_px=64, pretrained=True)
     assert time.monotonic() - began < 5
     said = str(caught.value)
     assert "\n" not in said
+    return said
+
+
+@pytest.fixture
+def hub_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Moves the hub to another address and empties its cache."""
+
+    def move(address: str) -> None:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    return move
+
+
+@pytest.mark.parametrize("name", ["tiny", "hf-hub:nobody/Tiny", "hf_hub:nobody/Tiny"])
+def test_a_hub_that_does_not_answer_is_said_at_once(
+    name: str, tiny: Card, hub_at: Callable[[str], None]
+) -> None:
+    hub_at("http://127.0.0.1:9")
+    said = refused(name)
     for part in (name, "https://huggingface.co/nobody/Tiny", "licence", "HF_TOKEN", "checkpoint"):
         assert part in said
-    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+    assert constants.HF_HUB_OFFLINE is False
+
+
+class Gated(BaseHTTPRequestHandler):
+    """The hub's answer for a model whose licence was not accepted."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to model nobody/Tiny is restricted.")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_licence_that_was_not_accepted_is_said(tiny: Card, hub_at: Callable[[str], None]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gated) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        hub_at(f"http://127.0.0.1:{server.server_port}")
+        said = refused("tiny")
+        server.shutdown()
+    assert "401" in said
+    assert "accept the licence there and set HF_TOKEN" in said

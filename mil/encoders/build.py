@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import load_model_config_from_hf
 from torch import nn
 
@@ -280,6 +281,8 @@ def _published(found: Mapping[str, Any], card: Card | None, *, of_file: bool) ->
 def _unreached(name: str, source: str, error: Exception) -> InputError:
     """The error for weights of the hub that could not be had: what to do, on one line."""
     cause = str(error).strip().partition("\n")[0].partition(" (Request")[0]
+    if isinstance(error, LocalEntryNotFoundError):
+        cause = "no answer"
     if source.startswith(_HUB):
         repository = source.removeprefix(_HUB)
     else:
@@ -288,6 +291,6 @@ def _unreached(name: str, source: str, error: Exception) -> InputError:
     page = f"https://huggingface.co/{repository}".rstrip("/")
     return InputError(
         f"the weights of encoder {name!r} are not in the cache and {page} does not give them "
-        f"({cause[:120]}): go online and, where it asks for it, accept the licence there and set "
+        f"({cause}): go online and, where it asks for it, accept the licence there and set "
         "HF_TOKEN; or download the file elsewhere and set encoder.checkpoint"
     )

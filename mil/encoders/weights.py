@@ -57,15 +57,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         message = f"{path} does not exist: encoder.checkpoint takes a file of weights"
         raise InputError(message)
-    with path.open("rb") as file:
-        start = file.read(256)
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}"
+        raise InputError(message) from error
     if not start:
         message = f"{path} is empty"
     elif start.startswith(b"version https://git-lfs"):
         message = f"{path} is a git-lfs pointer, not the weights: run `git lfs pull` beside it"
     elif start.lstrip().startswith(b"<"):
         message = f"{path} is a web page, not weights: the download failed"
-    elif start[8:9] == b"{" or path.suffix == ".safetensors":
+    elif start[4:9] == b"\0\0\0\0{" or path.suffix == ".safetensors":
         return _safetensors(path)
     elif start.startswith((b"PK", b"\x80")):
         return _pickled(path)

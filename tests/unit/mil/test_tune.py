@@ -95,6 +95,18 @@ def test_only_the_last_block_is_trained(name: str, tmp_path: Path) -> None:
     assert "head.weight" in changed
 
 
+@pytest.mark.parametrize("name", timm.list_models("test_*"))
+def test_every_family_of_timm_embeds_and_has_a_last_block(name: str) -> None:
+    encoder = create(name, channels="he", n_classes=2, image_px=64, tune="last_block").eval()
+    with torch.inference_mode():
+        assert encoder.embed(tiles(2)).shape == (2, encoder.dim)
+    trained = [p.requires_grad for p in encoder.backbone.parameters()]
+    assert not trained[0]
+    assert 0 < sum(trained) < len(trained)
+    # What is trained is the end of the network, in one piece.
+    assert trained == sorted(trained)
+
+
 def test_statistics_of_frozen_batch_normalisation_rest(tmp_path: Path) -> None:
     name = NETS[0]
     moved = {}

@@ -3,6 +3,6 @@
 from mil.encoders.build import ENCODERS, check_name, create
 from mil.encoders.pathology import PATHOLOGY
 from mil.encoders.tile_encoder import TileEncoder
-from mil.encoders.weights import weights_digest
+from mil.encoders.weights import origin_digest
 
-__all__ = ["ENCODERS", "PATHOLOGY", "TileEncoder", "check_name", "create", "weights_digest"]
+__all__ = ["ENCODERS", "PATHOLOGY", "TileEncoder", "check_name", "create", "origin_digest"]

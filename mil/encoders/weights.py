@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from splits.artifacts import digest, file_digest
 from splits.errors import InputError
 
-__all__ = ["LOCAL", "fill", "folder_file", "hub", "read_weights", "weights_digest"]
+__all__ = ["LOCAL", "fill", "folder_file", "hub", "origin_digest", "read_weights"]
 
 LOCAL: Final = "local-dir:"
 """Prefix of the name of a timm model in a folder (``config.json`` beside its weights)."""
@@ -180,7 +180,7 @@ def folder_file(name: str) -> Path:
     return found[0]
 
 
-def weights_digest(name: str, checkpoint: Path | None) -> str | None:
+def origin_digest(name: str, checkpoint: Path | None) -> str | None:
     """What names local weights by their content, without building a model.
 
     Other weights may come to stand under the same path. None where the hub publishes them.

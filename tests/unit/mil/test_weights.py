@@ -15,7 +15,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from mil.encoders import create, weights_digest
+from mil.encoders import create, origin_digest
 from mil.encoders.weights import hub, read_weights
 from splits.errors import InputError
 
@@ -163,11 +163,11 @@ def local_folder(tmp_path: Path) -> Path:
 def test_the_digest_of_local_weights_follows_their_content(tmp_path: Path) -> None:
     folder = local_folder(tmp_path)
     name = f"local-dir:{folder}"
-    before = weights_digest(name, None)
-    assert before == weights_digest(name, None)
+    before = origin_digest(name, None)
+    assert before == origin_digest(name, None)
     copy = tmp_path / "copy.safetensors"
     shutil.copy(folder / "model.safetensors", copy)
-    assert weights_digest(SMALL, copy) == weights_digest(SMALL, folder / "model.safetensors")
+    assert origin_digest(SMALL, copy) == origin_digest(SMALL, folder / "model.safetensors")
     save_file({k: v + 1 for k, v in state().items()}, folder / "model.safetensors")
-    assert weights_digest(name, None) != before
-    assert weights_digest(SMALL, None) is None
+    assert origin_digest(name, None) != before
+    assert origin_digest(SMALL, None) is None

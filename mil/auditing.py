@@ -80,10 +80,13 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
     """
     split, table = splitting.load(run), read_tiles(run)
     meta = run / "features" / "meta.json"
-    seen = None
+    seen: dict[int, Any] | None = None
     if encoders and meta.exists():
         entries = read_json(meta)["folds"]
-        seen = {int(fold): list(entry["slides_seen"]) for fold, entry in entries.items()}
+        seen = {}
+        for key, entry in sorted(entries.items()):  # "0", and cross-fitted "0-crossfit"
+            seen.setdefault(int(key.partition("-")[0]), set()).update(entry["slides_seen"])
+        seen = {fold: sorted(slides) for fold, slides in seen.items()}
     digests = {
         **digests_of(run / "split.json"),
         "table": split.digest,

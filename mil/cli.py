@@ -178,8 +178,9 @@ def _run(out: Path, config: Config) -> None:
 
     with screen() as view:
         page = run_all(out, config, view.say, view.progress)
-    show_metrics(read_json(out / "metrics.json"))
-    typer.echo(f"report: {page}")
+    if page is not None:
+        show_metrics(read_json(out / "metrics.json"))
+        typer.echo(f"report: {page}")
 
 
 def _default_out(config: Path) -> Path:

@@ -27,6 +27,7 @@ class Fold:
         classes: Class names; a class index is a place in it.
         slides: Part (train, val, test) -> its slides, sorted.
         labels: Slide -> class index.
+        group_of: Slide -> what may never be cut.
         rows_by_slide: Slide -> rows of the tile table, ascending.
         tile_ids: Tile of each row, ``(n_tiles,)``.
         slide_of: Slide of each row, ``(n_tiles,)``.
@@ -39,6 +40,7 @@ class Fold:
     classes: list[str]
     slides: dict[str, list[str]]
     labels: dict[str, int]
+    group_of: dict[str, str] = field(repr=False)
     rows_by_slide: dict[str, npt.NDArray[np.int64]] = field(repr=False)
     tile_ids: npt.NDArray[np.object_] = field(repr=False)
     slide_of: npt.NDArray[np.object_] = field(repr=False)
@@ -72,6 +74,7 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
     classes = list(config.data.classes or sorted(slides["label"].unique()))
     index = {name: i for i, name in enumerate(classes)}
     labels = {s: index[c] for s, c in slides[["slide_id", "label"]].itertuples(index=False)}
+    groups = table.drop_duplicates("slide_id").set_index("slide_id")["group_id"].to_dict()
     slide_of = table["slide_id"].to_numpy(dtype=object)
     rows = {str(k): np.sort(v) for k, v in table.groupby("slide_id").indices.items()}
     for number in sorted(split.table["fold"].unique()):
@@ -80,6 +83,7 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
             classes=classes,
             slides={part: sorted(names) for part, names in splitting.parts(split, number).items()},
             labels=labels,
+            group_of=groups,
             rows_by_slide=rows,
             tile_ids=table["tile_id"].to_numpy(dtype=object),
             slide_of=slide_of,

@@ -156,6 +156,8 @@ class Encoder(_Section):
     """Tiles are decoded to this size once."""
     image_px: PositiveInt = 128
     """Size that the encoder sees: a random crop in training, the centre otherwise."""
+    context: tuple[PositiveInt, ...] = (1,)
+    """Scales."""
     pretrained: bool = False
     """Load the published weights (needs the hub or its local cache, or the named folder)."""
     checkpoint: Path | None = None
@@ -211,6 +213,8 @@ class Augment(_Section):
     """Mirror half of the tiles."""
     quarter_turns: bool = True
     """Turn by a random multiple of 90 degrees (tissue has no up)."""
+    blur: float = Field(0.0, ge=0)
+    """Largest standard deviation of a Gaussian blur, in pixels; 0 is off."""
     stain_jitter: float = Field(0.1, ge=0, le=1)
     """Largest relative change of each channel's concentration (of optical density for RGB)."""
 
@@ -232,6 +236,15 @@ class Train(_Section):
     """``constant``, ``step``, ``cosine`` or ``onecycle``."""
     augment: Augment = Augment()
     """Random views."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the label that is spread over all classes (Szegedy et al. 2016)."""
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup (Zhang et al. 2018); 0 is off."""
+    crossfit: int | None = Field(None, ge=2)
+    """Parts for cross-fitting: aggregators learn from tile probabilities of encoders that did not
+    train on the slide, instead of embeddings. So many more encoders a fold are trained."""
+    tensorboard: bool = False
+    """Write ``log.csv`` as TensorBoard events, too (an extra package)."""
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better one by validation."""
     burn_in: float = Field(0.5, ge=0, lt=1)
@@ -281,7 +294,13 @@ class Compute(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 where the hardware has it, else float32."""
     threads: PositiveInt | None = None
-    """CPU threads; None takes all cores."""
+    """CPU threads a process; None takes all cores."""
+    devices: PositiveInt = 1
+    """Processes on each machine that train the encoder together, one a device (or on CPU)."""
+    nodes: PositiveInt = 1
+    """Machines that train together."""
+    encode_batch: PositiveInt = 64
+    """Tiles that are embedded at once."""
 
 
 class Config(_Section):

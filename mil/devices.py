@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 
 from mil.config import Compute
+from splits.errors import InputError
 
-__all__ = ["fabric"]
+__all__ = ["fabric", "first", "memory"]
+
+T = TypeVar("T")
+
+# The others wait while the first process scans or builds the cache.
+_LONGEST_WAIT: Final = timedelta(days=2)
 
 
-def fabric(compute: Compute) -> Fabric:
-    """Fabric for one device; sets the number of CPU threads.
+def fabric(compute: Compute, *, processes: int | None = None) -> Fabric:
+    """Fabric with its processes started; sets the number of CPU threads.
+
+    With several processes (``compute.devices`` times ``compute.nodes``) it starts the others of
+    this machine by running the same command again, unless ``torchrun`` or SLURM started them.
+
+    Args:
+        compute: Device, precision, threads and processes.
+        processes: 1 for a stage that runs in one process, whatever the config says.
 
     ``precision: auto`` takes bfloat16 only where the hardware multiplies it: on a CPU without
     AVX-512 BF16 or AMX it is emulated and more than ten times slower than float32.
     """
-    torch.set_num_threads(compute.threads or os.cpu_count() or 1)
+    alone = processes == 1 or compute.devices * compute.nodes == 1
+    n_local = 1 if alone else compute.devices
+    torch.set_num_threads(compute.threads or max(1, (os.cpu_count() or 1) // n_local))
     accelerator = compute.device
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,7 +47,20 @@ def fabric(compute: Compute) -> Fabric:
     half = compute.precision == "bfloat16" or (
         compute.precision == "auto" and _has_bfloat16(accelerator)
     )
-    return Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed" if half else "32-true")
+    precision = "bf16-mixed" if half else "32-true"
+    if alone:
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    # Buffers need no broadcast: synchronised normalisations hold the same numbers everywhere.
+    strategy = DDPStrategy(timeout=_LONGEST_WAIT, broadcast_buffers=False)
+    many = Fabric(
+        accelerator=accelerator,
+        devices=compute.devices,
+        num_nodes=compute.nodes,
+        strategy=strategy,
+        precision=precision,
+    )
+    many.launch()
+    return many
 
 
 def _has_bfloat16(accelerator: str) -> bool:
@@ -36,3 +69,43 @@ def _has_bfloat16(accelerator: str) -> bool:
     if accelerator == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
+
+
+def first(fabric: Fabric, work: Callable[[], T]) -> T | None:
+    """Let the first process do ``work`` while the others wait; its result, None in the others.
+
+    Where it fails, the others end without a word: the first one says what is wrong.
+    """
+    result, error = None, None
+    if fabric.is_global_zero:
+        try:
+            result = work()
+        except Exception as caught:  # noqa: BLE001 - raised again below, once the others know
+            error = caught
+    failed = fabric.broadcast(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(1)
+    return result
+
+
+@contextmanager
+def memory(lower: str) -> Iterator[None]:
+    """Say which settings to lower where memory does not suffice.
+
+    Raises:
+        InputError: The block ran out of memory, on the device or in RAM.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and not (
+            isinstance(error, torch.OutOfMemoryError)
+            or "not enough memory" in text
+            or "can't allocate memory" in text
+        ):
+            raise
+        message = f"out of memory ({text.splitlines()[0] if text else 'RAM'}): lower {lower}"
+        raise InputError(message) from error

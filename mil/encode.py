@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,11 @@ import torch
 from lightning_fabric import Fabric
 
 from mil import devices
+from mil.cohort import Fold
 from mil.config import Config
 from mil.data.images import decode, in_threads
-from mil.data.store import Features, open_features, save_features
+from mil.data.store import Features, open_features, save_features, start_features, write_rows
+from mil.devices import memory
 from mil.encoders import TileEncoder, create
 from mil.encoders.augment import centre_view
 from mil.pixels import Tiles
@@ -33,20 +35,24 @@ from splits.artifacts import (
 )
 from splits.errors import InputError
 
-__all__ = ["embed", "embed_scanned", "features", "fold_meta", "read_features"]
+__all__ = [
+    "are_current",
+    "bag_features",
+    "embed",
+    "embed_scanned",
+    "features",
+    "fold_meta",
+    "read_features",
+    "write_scores",
+]
 
-_BATCH = 64
 
-
-def embed(encoder: TileEncoder, tiles: Tiles, image_px: int, fabric: Fabric) -> Features:
-    """Embeddings ``(n_tiles, dim)`` float32 of cached tiles, in eval mode."""
-    encoder.eval().to(fabric.device)
-    result = np.empty((len(tiles), encoder.dim), dtype=np.float32)
-    with torch.inference_mode(), fabric.autocast():
-        for start, block in _blocks(tiles):
-            view = centre_view(block.to(fabric.device), image_px)
-            result[start : start + len(view)] = encoder.embed(view).float().cpu().numpy()
-    return result
+def embed(
+    encoder: TileEncoder, tiles: Tiles, image_px: int, fabric: Fabric, *, batch: int
+) -> Features:
+    """Embeddings ``(n_tiles, dim)`` float32 of tiles, in eval mode, ``batch`` at a time."""
+    blocks = _embeddings(encoder, tiles, range(len(tiles)), image_px, fabric, batch)
+    return np.concatenate(list(blocks))
 
 
 def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -> None:
@@ -84,14 +90,14 @@ def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -
         checkpoint=weights,
         args=settings.args,
     )
-    fabric = devices.fabric(config.compute)
+    fabric, n_batch = devices.fabric(config.compute, processes=1), config.compute.encode_batch
     advance = progress("embedding", len(names)) if progress else None
     read = partial(decode, data_root(run, config), size_px=settings.image_px)
     images = in_threads(read, names, config.compute.threads)
     parts = []
-    while block := list(islice(images, _BATCH)):
+    while block := list(islice(images, n_batch)):
         tiles = np.stack(block).transpose(0, 3, 1, 2)
-        parts.append(embed(encoder, tiles, settings.image_px, fabric))
+        parts.append(embed(encoder, tiles, settings.image_px, fabric, batch=n_batch))
         if advance is not None:
             advance(len(block))
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -102,97 +108,147 @@ def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -
 def features(
     run: Path,
     config: Config,
-    fold: int,
+    key: str,
     encoder: TileEncoder,
     tiles: Tiles,
     fabric: Fabric,
-    *,
     card: dict[str, Any],
     digests: dict[str, str],
-) -> Features:
-    """``features/fold<k>.npy`` and its entry in ``meta.json``; does nothing where current.
+) -> None:
+    """``features/fold<key>.npy`` and its entry in ``meta.json``; does nothing where current.
+
+    Every process writes its share of the rows.
 
     Args:
         run: Run folder.
         config: Its configuration.
-        fold: Which encoder this is.
+        key: Which encoder this is: the number of its fold.
         encoder: With the weights to use.
         tiles: What it sees.
-        fabric: Device and precision.
+        fabric: Device, precision and processes.
         card: Encoder card; its ``slides_seen`` is what protects the aggregators.
         digests: Of the encoder and its input; equal digests mean equal features, so folds that
             share a frozen encoder share one file (a hard link where the disk allows it).
     """
-    path = _file(run, fold)
-    meta = _meta(run)
-    same = [
-        k for k, other in meta.items() if other["digests"] == digests and _file(run, k).exists()
-    ]
-    if str(fold) in same:
-        return open_features(path)
+    path = _file(run, key)
+    same = [k for k in _meta(run) if are_current(run, k, digests)]
+    if key in same:
+        return
     if same:
-        _link(_file(run, same[0]), path)
-    else:
-        save_features(path, embed(encoder, tiles, config.encoder.image_px, fabric))
-    meta[str(fold)] = {**card, "digests": digests}
-    identity = {"identity": digests["identity"]}
-    write_json(run / "features" / "meta.json", {"folds": meta}, identity)
-    return open_features(path)
+        if fabric.is_global_zero:
+            _link(_file(run, same[0]), path)
+            _enter(run, key, card, digests)
+        fabric.barrier()
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    rank, n_ranks = fabric.global_rank, fabric.world_size
+    mine = range(len(tiles) * rank // n_ranks, len(tiles) * (rank + 1) // n_ranks)
+    if fabric.is_global_zero:
+        start_features(partial, (len(tiles), encoder.dim))
+    fabric.barrier()
+    blocks = _embeddings(
+        encoder, tiles, mine, config.encoder.image_px, fabric, config.compute.encode_batch
+    )
+    write_rows(partial, mine.start, blocks)
+    fabric.barrier()
+    if fabric.is_global_zero:
+        open_features(partial, n_tiles=len(tiles))  # reads every value once
+        partial.replace(path)
+        _enter(run, key, card, digests)
+    fabric.barrier()
 
 
-def fold_meta(run: Path, fold: int) -> dict[str, Any]:
-    """What ``features/meta.json`` says of a fold's encoder.
+def write_scores(
+    run: Path, key: str, scores: Features, card: dict[str, Any], digests: dict[str, str]
+) -> None:
+    """Write cross-fitted log probabilities ``(n_tiles, n_classes)`` beside the features."""
+    save_features(_file(run, key), scores)
+    seen = sorted({slide for part in card["parts"] for slide in part["slides_seen"]})
+    _enter(run, key, {**card, "slides_seen": seen}, digests)
+
+
+def are_current(run: Path, key: str, digests: Mapping[str, str]) -> bool:
+    """Whether ``features/fold<key>.npy`` was made from exactly these inputs."""
+    entry = _meta(run).get(key)
+    return entry is not None and entry["digests"] == dict(digests) and _file(run, key).exists()
+
+
+def fold_meta(run: Path, key: str) -> dict[str, Any]:
+    """What ``features/meta.json`` says of an encoder.
 
     Raises:
-        InputError: The fold was not encoded yet.
+        InputError: Nothing was encoded with it yet.
     """
     meta = _meta(run)
-    if str(fold) not in meta:
-        message = f"{run} has no features of fold {fold}: run `slidewise train {run}` first"
+    if key not in meta:
+        message = f"{run} has no features of fold {key}: run `slidewise train {run}` first"
         raise InputError(message)
-    entry: dict[str, Any] = meta[str(fold)]
+    entry: dict[str, Any] = meta[key]
     return entry
 
 
-def read_features(run: Path, fold: int, *, unseen: set[str]) -> Features:
-    """Features of a fold, refused where their encoder was trained on an unseen slide.
+def bag_features(run: Path, config: Config, fold: Fold) -> tuple[Features, str]:
+    """What the aggregators of a fold learn from, and the digest of it.
+
+    Embeddings of the fold's encoder; with ``train.crossfit`` the cross-fitted log probabilities.
+    """
+    key = str(fold.number) if config.train.crossfit is None else f"{fold.number}-crossfit"
+    found = read_features(run, key, unseen=fold.unseen)
+    return found, digest(fold_meta(run, key)["digests"])
+
+
+def read_features(run: Path, key: str, *, unseen: set[str]) -> Features:
+    """Features of an encoder, refused where it was trained on an unseen slide.
 
     Args:
         run: Run folder.
-        fold: Fold.
+        key: The number of its fold.
         unseen: The fold's validation and test slides.
 
     Raises:
         InputError: The encoder saw one of them, or the features are of another tile table.
     """
-    entry = fold_meta(run, fold)
+    entry = fold_meta(run, key)
     seen = unseen.intersection(entry["slides_seen"])
     if seen:
         message = (
-            f"features of fold {fold}: their encoder saw {len(seen)} validation or test slide(s), "
+            f"features of fold {key}: their encoder saw {len(seen)} validation or test slide(s), "
             f"the first is {min(seen)!r}: train an encoder without them"
         )
         raise InputError(message)
     table = read_tiles(run)
     identity = digests_of(run / "tiles.parquet")["identity"]
     if entry["digests"]["identity"] != identity:
-        message = f"features of fold {fold} are of another tile table: run `slidewise train {run}`"
+        message = f"features of fold {key} are of another tile table: run `slidewise train {run}`"
         raise InputError(message)
-    return open_features(_file(run, fold), n_tiles=len(table))
+    return open_features(_file(run, key), n_tiles=len(table))
 
 
-def _file(run: Path, fold: int | str) -> Path:
-    return run / "features" / f"fold{fold}.npy"
+def _embeddings(
+    encoder: TileEncoder, tiles: Tiles, rows: range, image_px: int, fabric: Fabric, batch: int
+) -> Iterator[Features]:
+    """Embeddings of consecutive rows, a batch at a time."""
+    encoder.eval().to(fabric.device)
+    for start in range(rows.start, rows.stop, batch):
+        block = torch.from_numpy(np.array(tiles[start : min(start + batch, rows.stop)]))
+        with torch.inference_mode(), fabric.autocast(), memory("compute.encode_batch"):
+            view = centre_view(block.to(fabric.device), image_px)
+            yield encoder.embed(view).float().cpu().numpy()
+
+
+def _enter(run: Path, key: str, card: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    entries = {**_meta(run), key: {**card, "digests": dict(digests)}}
+    identity = {"identity": digests["identity"]}
+    write_json(run / "features" / "meta.json", {"folds": entries}, identity)
+
+
+def _file(run: Path, key: str) -> Path:
+    return run / "features" / f"fold{key}.npy"
 
 
 def _meta(run: Path) -> dict[str, Any]:
     path = run / "features" / "meta.json"
     return dict(read_json(path)["folds"]) if path.exists() else {}
-
-
-def _blocks(tiles: Tiles) -> Iterator[tuple[int, torch.Tensor]]:
-    for start in range(0, len(tiles), _BATCH):
-        yield start, torch.from_numpy(np.array(tiles[start : start + _BATCH]))
 
 
 def _link(source: Path, target: Path) -> None:

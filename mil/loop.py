@@ -1,36 +1,51 @@
 """The one training loop, for encoders and aggregators: explicit, resumable, test out of reach.
 
-It sees training batches and a function that scores validation; nothing else. All randomness of an
-epoch follows from the seed and the epoch's number, and schedules are functions of progress, so a
-run resumed at its last finished epoch makes the same updates as one that was never stopped.
+It sees training batches and a function that scores validation; nothing else. All randomness of a
+step follows from the seed and the step's number, and schedules are functions of progress, so a run
+resumed at any checkpoint, in the middle of an epoch too, makes the same updates as one that was
+never stopped.
+
+In several processes each sees its share of every batch; gradients and losses are averaged, so all
+of them make the same updates. Only the first writes.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mil.checkpoint import Saver, is_finished, load_weights, resume, save_weights
+from mil.devices import memory
 from mil.registry import Registry
 from mil.seeds import derive
-from splits.artifacts import FORMAT_VERSION, atomic, is_current, write_csv, write_json
+from splits.artifacts import write_csv, write_json
 from splits.errors import InputError
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Batches", "Budget", "fit", "load_weights", "save_weights"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Batches", "Budget", "fit"]
 
-B = TypeVar("B")
+
+class OfSlides(Protocol):
+    """A batch that knows its slides, so that an error can name them."""
+
+    @property
+    def slide_ids(self) -> Sequence[str]:
+        """The slides of a batch, in any order."""
+
+
+B = TypeVar("B", bound=OfSlides)
 Schedule = Callable[[float], float]
+_NAMED: Final = 5
 
 OPTIMIZERS: Final[Registry[torch.optim.Optimizer]] = Registry("optimizer")
 SCHEDULES: Final[Registry[Schedule]] = Registry("schedule")
@@ -79,7 +94,12 @@ def _onecycle(epochs: int, warm: float = 0.3) -> Schedule:
 
 @dataclass(frozen=True)
 class Batches(Generic[B]):
-    """The batches of an epoch: how many, and the stream that makes them one at a time."""
+    """The batches of an epoch.
+
+    Attributes:
+        n: How many a whole epoch has.
+        stream: Makes them one at a time, from the step that was asked for on.
+    """
 
     n: int
     stream: Iterable[B]
@@ -106,39 +126,44 @@ def fit(
     *,
     budget: Budget,
     fabric: Fabric,
-    batches: Callable[[int], Batches[B]],
+    batches: Callable[[int, int], Batches[B]],
     loss: Callable[[nn.Module, B], Tensor],
     validate: Callable[[nn.Module], Mapping[str, float]],
     seed: int,
     digests: Mapping[str, str],
     card: Mapping[str, Any],
+    lower: str,
+    tensorboard: bool = False,
     after_epoch: Callable[[str], object] | None = None,
 ) -> None:
     """Train ``model`` in place and leave it with the weights of the best epoch.
 
-    Writes ``model.safetensors`` (best epoch), ``log.csv``, ``checkpoint/`` and, when
-    done, ``card.json``. With a card of the same digests it only loads the weights; with a
-    checkpoint of the same digests it goes on after the last finished epoch.
+    Writes ``model.safetensors`` (best epoch), ``checkpoint/last.safetensors`` (last step),
+    ``log.csv`` and, when done, ``card.json``. With a card of the same digests it only loads the
+    weights; with a checkpoint of the same digests it goes on from there.
 
     Args:
         model: Trained in place, on the fabric's device.
         folder: Such as ``encoder/fold0``.
         budget: Epochs, optimiser and schedule.
-        fabric: Device and precision.
-        batches: Epoch number -> training batches, the same for the same number.
+        fabric: Device, precision and processes.
+        batches: Epoch and first step -> training batches, the same for the same numbers.
         loss: Mean loss of a batch.
-        validate: Called in eval mode and without gradients; the epoch of the highest
-            ``val_accuracy`` is kept, among equals the one of the lowest ``val_loss``.
+        validate: Called with the bare model in eval mode and without gradients; the epoch of the
+            highest ``val_accuracy`` is kept, among equals the one of the lowest ``val_loss``.
         seed: Everything random follows from it.
         digests: Of all inputs.
         card: What a user of the weights must know.
+        lower: The settings to lower where memory does not suffice.
+        tensorboard: Write the log as TensorBoard events, too.
         after_epoch: Called with one line a finished epoch.
 
     Raises:
-        InputError: The loss is not finite: training has diverged.
+        InputError: The loss is not finite (the batch and its slides are named), or memory does not
+            suffice.
     """
     weights = folder / "model.safetensors"
-    if is_current(folder / "card.json", digests) and weights.exists():
+    if is_finished(folder, digests):
         load_weights(model, weights)
         return
     torch.manual_seed(derive(seed, "start"))
@@ -154,32 +179,38 @@ def fit(
     )
     wrapped, optimizer = fabric.setup(model, optimizer)
     checkpoint = folder / "checkpoint" / "last.safetensors"
-    log = _resume(checkpoint, model, optimizer, digests)
+    done = resume(checkpoint, model, optimizer, digests, warnings.warn)
+    saver = Saver(checkpoint, model, optimizer, digests)
+    fabric.barrier()  # nobody writes before everybody has read
     first = min(int(budget.burn_in * budget.epochs), budget.epochs - 1)
-    while len(log) < budget.epochs and not _out_of_patience(log, budget.patience):
-        epoch = len(log)
+    while len(done.log) < budget.epochs and not _out_of_patience(done.log, budget.patience):
+        epoch, log = len(done.log), done.log
         began = time.perf_counter()
-        torch.manual_seed(derive(seed, "epoch", epoch))
-        of_epoch = batches(epoch)
+        of_epoch = batches(epoch, done.step)
         wrapped.train()
-        total = 0.0
-        for step, batch in enumerate(of_epoch.stream):
-            lr = budget.lr * schedule(epoch + step / of_epoch.n)
+        for batch in of_epoch.stream:
+            torch.manual_seed(derive(seed, "step", epoch, done.step, fabric.global_rank))
+            lr = budget.lr * schedule(epoch + done.step / of_epoch.n)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
-            value = loss(wrapped, batch)
-            fabric.backward(value)
+            with memory(lower):
+                value = loss(wrapped, batch)
+                fabric.backward(value)
+            reduced = float(fabric.all_reduce(value.detach(), reduce_op="mean"))
+            if not math.isfinite(reduced):
+                raise _diverged(folder, reduced, epoch, done.step, batch, budget.lr)
             optimizer.step()
-            total += float(value.detach())
-        train_loss = total / of_epoch.n
+            done.step, done.total = done.step + 1, done.total + reduced
+            if fabric.is_global_zero:
+                saver.maybe(done)
         wrapped.eval()
-        with torch.inference_mode():
-            scores = dict(validate(wrapped))
-        if not np.isfinite([train_loss, scores["val_loss"]]).all():
+        with torch.inference_mode(), fabric.autocast(), memory(lower):
+            scores = dict(validate(model))
+        if not math.isfinite(scores["val_loss"]):
             message = (
-                f"training diverged in epoch {epoch} of {folder} (loss {train_loss}): "
-                f"lower the learning rate ({budget.lr:g})"
+                f"training diverged in {folder}: the validation loss of epoch {epoch} is "
+                f"{scores['val_loss']}: lower the learning rate ({budget.lr:g})"
             )
             raise InputError(message)
         kept = [_merit(row) for row in log if row["best"]]
@@ -187,38 +218,29 @@ def fit(
         log.append(
             {
                 "epoch": epoch,
-                "learning_rate": lr,
-                "train_loss": train_loss,
+                "learning_rate": budget.lr * schedule(epoch + 1 - 1 / of_epoch.n),
+                "train_loss": done.total / of_epoch.n,
                 **scores,
                 "seconds": round(time.perf_counter() - began, 3),
                 "best": int(best),
             }
         )
-        if best:
-            save_weights(model, weights)
-        _save_checkpoint(checkpoint, model, optimizer, log, digests)
-        write_csv(folder / "log.csv", pd.DataFrame(log))
+        done.step, done.total = 0, 0.0
+        if fabric.is_global_zero:
+            if best:
+                save_weights(model, weights)
+            saver.maybe(done)
+            write_csv(folder / "log.csv", pd.DataFrame(log))
+            if tensorboard:
+                _write_events(folder / "tensorboard", log[-1])
         if after_epoch is not None:
             after_epoch(f"epoch {epoch + 1}/{budget.epochs} val_loss {scores['val_loss']:.3f}")
+    if fabric.is_global_zero:
+        saver.save(done)
+        chosen = [row["epoch"] for row in done.log if row["best"]][-1]
+        write_json(folder / "card.json", {**card, "chosen_epoch": chosen}, digests)
+    fabric.barrier()
     load_weights(model, weights)
-    chosen = [row["epoch"] for row in log if row["best"]][-1]
-    write_json(folder / "card.json", {**card, "chosen_epoch": chosen}, digests)
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write all parameters and buffers as safetensors."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"format_version": str(FORMAT_VERSION)})
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load weights that :func:`save_weights` wrote; every name and shape must fit."""
-    try:
-        model.load_state_dict(load_file(path))
-    except (RuntimeError, OSError) as error:
-        message = f"{path} does not fit this model: {str(error).splitlines()[0]}"
-        raise InputError(message) from error
 
 
 def _merit(scores: Mapping[str, float]) -> tuple[float, float]:
@@ -231,43 +253,21 @@ def _out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:
     return patience is not None and bool(best) and len(log) - 1 - best[-1] >= patience
 
 
-def _save_checkpoint(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    log: list[dict[str, Any]],
-    digests: Mapping[str, str],
-) -> None:
-    # One file, so that weights, optimiser and log are always of the same epoch; no pickle.
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if value is not None:
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    note = json.dumps({"log": log, "digests": dict(digests)})
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"state": note})
-
-
-def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, digests: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with safe_open(path, framework="pt") as file:
-        note = json.loads(file.metadata()["state"])
-        if note["digests"] != dict(digests):
-            return []
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    model.load_state_dict(
-        {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+def _diverged(
+    folder: Path, loss: float, epoch: int, step: int, batch: OfSlides, lr: float
+) -> InputError:
+    slides = list(dict.fromkeys(batch.slide_ids))
+    named = ", ".join(slides[:_NAMED]) + (", …" if len(slides) > _NAMED else "")
+    return InputError(
+        f"training diverged in {folder}: the loss of batch {step} of epoch {epoch} is {loss} "
+        f"(slides {named}): lower the learning rate ({lr:g}) or look at these slides"
     )
-    state = optimizer.state_dict()
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(state)
-    log: list[dict[str, Any]] = note["log"]
-    return log
+
+
+def _write_events(folder: Path, row: Mapping[str, Any]) -> None:
+    from torch.utils.tensorboard import SummaryWriter  # an extra: `pip install tensorboard`
+
+    with SummaryWriter(str(folder), purge_step=row["epoch"]) as writer:
+        for name, value in row.items():
+            if name not in {"epoch", "best"}:
+                writer.add_scalar(name, value, row["epoch"])

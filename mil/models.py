@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mil import loop
 from mil.aggregators import AGGREGATORS
 from mil.aggregators.scaled import Scaled
 from mil.aggregators.voting import Votes, mean_probability, plurality_vote
+from mil.checkpoint import load_weights
 from mil.config import Choice, Config
+from mil.data.store import Features
 from mil.encoders import TileEncoder, create
 from splits.artifacts import file_digest
 from splits.errors import InputError
 
-__all__ = ["Models", "new_aggregator", "new_encoder", "weights_digests"]
+__all__ = ["Models", "log_probabilities", "new_aggregator", "new_encoder", "weights_digests"]
 
 _VOTES = {"vote": plurality_vote, "mean_probability": mean_probability}
 Matrix = npt.NDArray[np.float64]
@@ -37,6 +38,7 @@ def new_encoder(config: Config, classes: Sequence[str], *, load_weights: bool) -
         channels=settings.channels,
         n_classes=len(classes),
         image_px=settings.image_px,
+        scales=settings.context,
         pretrained=settings.pretrained,
         checkpoint=settings.checkpoint,
         load_weights=load_weights,
@@ -52,12 +54,28 @@ def new_aggregator(choice: Choice, dim: int, n_classes: int) -> Scaled:
     return Scaled(AGGREGATORS.create(choice.name, dim=dim, n_classes=n_classes, **choice.args), dim)
 
 
+def log_probabilities(encoder: TileEncoder, features: Features) -> npt.NDArray[np.float32]:
+    """What the tile classifier says of embeddings ``(n, dim)``, ``(n, n_classes)``."""
+    with torch.inference_mode():
+        x = torch.from_numpy(np.array(features, dtype=np.float32))
+        head = encoder.head.cpu()
+        said: npt.NDArray[np.float32] = F.log_softmax(head(x), dim=1).numpy()
+    return said
+
+
 @dataclass(frozen=True)
 class Models:
-    """A fold's trained encoder and aggregators, in eval mode."""
+    """A fold's trained encoder and aggregators, in eval mode.
+
+    Attributes:
+        encoder: With its tile classifier.
+        aggregators: By name.
+        crossfit: Aggregators see the tile classifier's log probabilities, not embeddings.
+    """
 
     encoder: TileEncoder
     aggregators: dict[str, Scaled]
+    crossfit: bool
 
     @classmethod
     def load(cls, run: Path, config: Config, fold: int, classes: Sequence[str]) -> Models:
@@ -67,13 +85,14 @@ class Models:
             InputError: The fold was not trained, or its weights do not fit the config.
         """
         encoder = new_encoder(config, classes, load_weights=False)
-        loop.load_weights(encoder, _encoder_file(run, fold))
+        load_weights(encoder, _encoder_file(run, fold))
+        crossfit = config.train.crossfit is not None
         aggregators = {}
         for choice in config.mil.aggregators:
-            model = new_aggregator(choice, encoder.dim, len(classes))
-            loop.load_weights(model, _aggregator_file(run, choice.name, fold))
+            model = new_aggregator(choice, len(classes) if crossfit else encoder.dim, len(classes))
+            load_weights(model, _aggregator_file(run, choice.name, fold))
             aggregators[choice.name] = model.eval()
-        return cls(encoder.eval(), aggregators)
+        return cls(encoder.eval(), aggregators, crossfit)
 
     def tiles(self, x: Tensor) -> Votes:
         """Class and probabilities of each tile from embeddings ``(n_tiles, dim)``."""
@@ -96,9 +115,10 @@ class Models:
         said: dict[str, tuple[Votes, Matrix | None]] = {
             method: (rule(probabilities, offsets.numpy()), None) for method, rule in _VOTES.items()
         }
+        seen = torch.from_numpy(log_probabilities(self.encoder, x.numpy())) if self.crossfit else x
         with torch.inference_mode():
             for method, model in self.aggregators.items():
-                output = model(x, offsets)
+                output = model(seen, offsets)
                 share = F.softmax(output.logits.double(), dim=1).numpy()
                 attention = output.attention
                 weights = None if attention is None else attention.double().numpy()

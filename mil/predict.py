@@ -43,7 +43,7 @@ def predict_run(run: Path, config: Config) -> None:
         return
     slides, tiles, weights = [], [], [pd.DataFrame(columns=_ATTENTION)]
     for fold in folds:
-        features = encode.read_features(run, fold.number, unseen=fold.unseen)
+        features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
         bags = Bags(features, fold.rows_by_slide, fold.labels)
         models = Models.load(run, config, fold.number, fold.classes)
         for part in ("val", "test"):
@@ -76,7 +76,7 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
     Raises:
         InputError: A folder without a usable tile, or a run without trained models.
     """
-    fabric = devices.fabric(config.compute)
+    fabric = devices.fabric(config.compute, processes=1)
     folds = list(folds_of(run, config))
     everyone = [Models.load(run, config, fold.number, fold.classes) for fold in folds]
     classes = folds[0].classes
@@ -92,7 +92,13 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
         pixels = _pixels(folder, table, config)
         answers: dict[str, list[tuple[Matrix, Matrix | None]]] = {}
         for models in everyone:
-            x = encode.embed(models.encoder, pixels, config.encoder.image_px, fabric)
+            x = encode.embed(
+                models.encoder,
+                pixels,
+                config.encoder.image_px,
+                fabric,
+                batch=config.compute.encode_batch,
+            )
             said = models.slides(torch.from_numpy(x), torch.tensor([0, len(x)]))
             for method, (votes, attention) in said.items():
                 answers.setdefault(method, []).append((votes.probabilities[0], attention))

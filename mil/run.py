@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mil import auditing, evaluate, predict, prepare, report, settings, tissue, train
+from lightning_fabric import Fabric
+
+from mil import auditing, devices, evaluate, predict, prepare, report, settings, tissue, train
 from mil.config import Config, Data, Encoder, Split, Train
 from mil.phantom import Phantom
 from mil.pixels import pixels
@@ -20,27 +22,23 @@ __all__ = ["demo_config", "evaluate_run", "report_run", "run", "train_run"]
 Say = Callable[[str], object]
 
 
-def run(path: Path, config: Config, say: Say, progress: prepare.Progress | None = None) -> Path:
+def run(
+    path: Path, config: Config, say: Say, progress: prepare.Progress | None = None
+) -> Path | None:
     """Every stage; one whose outputs carry the digests of its inputs is skipped.
 
     Returns:
-        The report.
+        The report; None in all but the first of several processes.
 
     Raises:
         InputError: The data or the config is wrong.
         NegativeVerdictError: No slide-level split exists, or the split leaks.
     """
     train.check(config)
-    settings.save(config, path / "config.yaml")
-    prepare.scan(path, config, progress)
-    identity = identify_run(path, config, progress=progress)
-    say(f"identity: grade {identity['grade']} ({identity['reason']})")
-    prepare.split(path, config, tissue.amounts(path, config, progress))
-    audit_run(path, config, encoders=False)  # a leak is to be looked at: the page comes first
-    say(f"audit: {auditing.audit(path, config)['verdict']}")
-    train_run(path, config, say, progress)
-    evaluate_run(path, config)
-    return report_run(path, config)
+    fabric = devices.fabric(config.compute)
+    devices.first(fabric, lambda: _prepare(path, config, say, progress))
+    _train(path, config, fabric, say, progress)
+    return devices.first(fabric, lambda: _judge(path, config))
 
 
 def train_run(
@@ -48,10 +46,45 @@ def train_run(
 ) -> None:
     """Pixels, encoders, features, aggregators and their predictions, after a clean audit."""
     train.check(config)
-    auditing.audit(path, config)
-    train.encoders(path, config, pixels(path, config, progress), say)
-    train.aggregators(path, config, say)
-    predict.predict_run(path, config)
+    _train(path, config, devices.fabric(config.compute), say, progress)
+
+
+def _prepare(path: Path, config: Config, say: Say, progress: prepare.Progress | None) -> None:
+    settings.save(config, path / "config.yaml")
+    prepare.scan(path, config, progress)
+    identity = identify_run(path, config, progress=progress)
+    say(f"identity: grade {identity['grade']} ({identity['reason']})")
+    prepare.split(path, config, tissue.amounts(path, config, progress))
+    audit_run(path, config, encoders=False)  # a leak is to be looked at: the page comes first
+    say(f"audit: {auditing.audit(path, config)['verdict']}")
+
+
+def _train(
+    path: Path, config: Config, fabric: Fabric, say: Say, progress: prepare.Progress | None
+) -> None:
+    """One process makes the pixels and trains the aggregators, all train the encoders."""
+
+    def pixels_first() -> None:
+        auditing.audit(path, config)
+        pixels(path, config, progress)
+
+    def aggregators() -> None:
+        train.aggregators(path, config, say)
+        predict.predict_run(path, config)
+
+    devices.first(fabric, pixels_first)
+    said = say if fabric.is_global_zero else _silent
+    train.encoders(path, config, pixels(path, config), fabric, said)
+    devices.first(fabric, aggregators)
+
+
+def _judge(path: Path, config: Config) -> Path:
+    evaluate_run(path, config)
+    return report_run(path, config)
+
+
+def _silent(_: str) -> None:
+    """Only the first process speaks."""
 
 
 def evaluate_run(path: Path, config: Config) -> None:

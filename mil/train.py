@@ -1,15 +1,16 @@
-"""Training of one encoder a fold, then of every aggregator a fold, on training slides only."""
+"""The training stages of a run: an encoder a fold, then every aggregator, on training slides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -18,22 +19,24 @@ from torch import Tensor, nn
 
 from mil import devices, encode, loop
 from mil.aggregators import AGGREGATORS
+from mil.checkpoint import is_finished, load_weights, save_weights
 from mil.cohort import Fold, folds_of
 from mil.config import Config
 from mil.data.bags import Bags, Batch
+from mil.data.store import Features
 from mil.encoders import TileEncoder, check_name
-from mil.encoders.augment import centre_view, random_view
-from mil.models import new_aggregator, new_encoder
-from mil.pixels import Pixels, Tiles
+from mil.models import log_probabilities, new_aggregator, new_encoder
+from mil.pixels import Pixels
 from mil.seeds import derive, generator
-from splits.artifacts import digest, is_current, write_json
+from mil.tile_training import fit_encoder, slide_weights, tile_logits
+from splits.artifacts import digest, write_json
 from splits.errors import InputError
+from splits.splitter import BalancedGroupKFold
 
 __all__ = ["aggregators", "check", "encoders"]
 
 Say = Callable[[str], object]
 Rows = npt.NDArray[np.int64]
-_EVAL_BATCH = 128
 
 
 def check(config: Config) -> None:
@@ -41,7 +44,8 @@ def check(config: Config) -> None:
 
     Raises:
         InputError: An encoder, aggregator, optimiser or schedule, or an argument of one, does not
-            exist; the nearest is named. Also where the split is repeated.
+            exist; the nearest is named. Also where the split is repeated, or an optional package
+            is missing.
     """
     if config.split.repeats > 1:
         message = (
@@ -59,70 +63,42 @@ def check(config: Config) -> None:
         if names.count(choice.name) > 1:
             message = f"mil.aggregators names {choice.name!r} twice: once is allowed"
             raise InputError(message)
+    if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        message = "train.tensorboard needs the package: pip install 'slidewise[tensorboard]'"
+        raise InputError(message)
 
 
-def encoders(run: Path, config: Config, seen: Pixels, say: Say = print) -> None:
+def encoders(run: Path, config: Config, seen: Pixels, fabric: Fabric, say: Say = print) -> None:
     """Train (or, frozen, probe) the tile encoder of every fold and write its features.
+
+    With ``train.crossfit`` also the encoders that tell the aggregators what a tile looks like to
+    somebody who never saw its slide.
 
     Args:
         run: Run folder.
         config: Its configuration.
         seen: The tiles as the encoder sees them.
+        fabric: Device, precision and processes.
         say: Called with one line a finished step.
     """
-    fabric = devices.fabric(config.compute)
+    stage = _Encoders(run, config, seen, fabric, say)
     for fold in folds_of(run, config):
-        encoder = new_encoder(config, fold.classes, load_weights=True)
-        card = {
-            "encoder": config.encoder.model_dump(mode="json"),
-            "classes": fold.classes,
-            "dim": encoder.dim,
-            "n_parameters": sum(p.numel() for p in encoder.parameters()),
-            "slides_seen": [] if config.encoder.frozen else fold.slides["train"],
-            "slides_that_chose_the_epoch": [] if config.encoder.frozen else fold.slides["val"],
-            "torch": torch.__version__,
-        }
-        digests = {
-            "identity": fold.identity,
-            "pixels": seen.digest,
-            "encoder": digest(config.encoder.model_dump(mode="json")),
-        }
-        if config.encoder.frozen:
-            features = encode.features(
-                run,
-                config,
-                fold.number,
-                encoder,
-                seen.tiles,
-                fabric,
-                card=card,
-                digests=digests,
-            )
-            _probe(run, config, fold, encoder, features, card=card, digests=digests, say=say)
-            continue
-        digests["training"] = digest(
-            [config.train.model_dump(mode="json"), fold.split, fold.number, config.seed]
-        )
-        _fine_tune(
-            run, config, fold, encoder, seen.tiles, fabric, card=card, digests=digests, say=say
-        )
-        encode.features(
-            run, config, fold.number, encoder, seen.tiles, fabric, card=card, digests=digests
-        )
+        stage.of_fold(fold)
+        if config.train.crossfit is not None:
+            stage.crossfit(fold, config.train.crossfit)
 
 
 def aggregators(run: Path, config: Config, say: Say = print) -> None:
-    """Train every aggregator of the config on every fold's bags."""
-    fabric = devices.fabric(config.compute)
+    """Train every aggregator of the config on every fold's bags, in one process."""
+    fabric = devices.fabric(config.compute, processes=1)
     for fold in folds_of(run, config):
-        features = encode.read_features(run, fold.number, unseen=fold.unseen)
+        features, made_from = encode.bag_features(run, config, fold)
         bags = Bags(features, fold.rows_by_slide, fold.labels)
-        entry = encode.fold_meta(run, fold.number)
         for choice in config.mil.aggregators:
             folder = run / "aggregators" / choice.name / f"fold{fold.number}"
             settings = config.mil.model_dump(mode="json", exclude={"aggregators"})
             digests = {
-                "features": digest(entry["digests"]),
+                "features": made_from,
                 "split": fold.split,
                 "aggregator": digest([settings, choice.model_dump(mode="json"), config.seed]),
             }
@@ -152,116 +128,163 @@ def aggregators(run: Path, config: Config, say: Say = print) -> None:
                     "dim": bags.dim,
                     "slides_seen": fold.slides["train"],
                 },
+                lower="mil.batch_tiles",
             )
             say(f"fold {fold.number}: {choice.name} trained")
 
 
-def _fine_tune(
-    run: Path,
-    config: Config,
-    fold: Fold,
-    encoder: TileEncoder,
-    tiles: Tiles,
-    fabric: Fabric,
-    *,
-    card: dict[str, Any],
-    digests: dict[str, str],
-    say: Say,
-) -> None:
-    train = config.train
-    seed = derive(config.seed, "encoder", fold.number)
-    rows, target = fold.rows("train"), fold.target
-    if not (config.encoder.pretrained or config.encoder.checkpoint):
-        encoder.set_scale(*_scale(tiles, rows))
-    weight = _slide_weights(fold, rows)
-    optical = config.encoder.channels != "rgb"
+@dataclass(frozen=True)
+class _Encoders:
+    """What the encoders of all folds have in common."""
 
-    n_batches = max(1, round(len(rows) / train.batch_size))
+    run: Path
+    config: Config
+    seen: Pixels
+    fabric: Fabric
+    say: Say
 
-    def views(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        rng = generator(seed, "view", epoch)
-        order = rng.permutation(len(rows))
-        for part in np.array_split(order, n_batches):
-            chosen = rows[np.sort(part)]
-            view = random_view(
-                torch.from_numpy(tiles[chosen]),
-                config.encoder.image_px,
-                rng,
-                optical=optical,
-                **train.augment.model_dump(),
-            )
-            yield view, torch.from_numpy(target[chosen]), torch.from_numpy(weight[np.sort(part)])
+    def of_fold(self, fold: Fold) -> None:
+        """The encoder of a fold, and what it makes of every tile."""
+        run, key, frozen = self.run, str(fold.number), self.config.encoder.frozen
+        base = {
+            "identity": fold.identity,
+            "pixels": self.seen.digest,
+            "encoder": digest(self.config.encoder.model_dump(mode="json")),
+        }
+        of_weights = {**base, "training": self._training(fold, key)}
+        of_features = base if frozen else of_weights
+        folder = run / "encoder" / f"fold{key}"
+        if is_finished(folder, of_weights) and encode.are_current(run, key, of_features):
+            return
+        encoder = new_encoder(self.config, fold.classes, load_weights=True)
+        card = self._card(fold, encoder)
+        if not frozen:
+            self._fine_tune(encoder, fold, key, card, of_weights)
+        encode.features(
+            run, self.config, key, encoder, self.seen.tiles, self.fabric, card, of_features
+        )
+        if frozen:
+            if self.fabric.is_global_zero:
+                _probe(encoder, fold, encode.read_features(run, key, unseen=fold.unseen))
+                save_weights(encoder, folder / "model.safetensors")
+                head = {**card, "head_saw": fold.slides["train"]}
+                write_json(folder / "card.json", head, of_weights)
+            self.fabric.barrier()
+            self.say(f"fold {key}: linear tile classifier fitted")
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        view, label, share = (part.to(fabric.device) for part in batch)
-        view = view.contiguous(memory_format=torch.channels_last)
-        return (F.cross_entropy(model(view), label, reduction="none") * share).mean()
+    def crossfit(self, fold: Fold, n_parts: int) -> None:
+        """Class probabilities of every tile by an encoder that did not train on its slide.
 
-    def validate(model: nn.Module) -> dict[str, float]:
-        val = fold.rows("val")
-        logits = []
-        for start in range(0, len(val), _EVAL_BATCH):
-            block = torch.from_numpy(tiles[val[start : start + _EVAL_BATCH]]).to(fabric.device)
-            logits.append(model(centre_view(block, config.encoder.image_px)).float().cpu())
-        scores, label = torch.cat(logits), torch.from_numpy(target[val])
-        share = torch.from_numpy(_slide_weights(fold, val))
-        right = (scores.argmax(1) == label).float()
-        losses = F.cross_entropy(scores, label, reduction="none")
+        Training slides are dealt to parts, patients whole and classes even; the tiles of a part
+        are judged by an encoder trained on the other parts. Validation and test slides are judged
+        by the encoder of the fold, which saw none of them.
+        """
+        run, config = self.run, self.config
+        key, of_fold = f"{fold.number}-crossfit", str(fold.number)
+        parts = _parts(fold, n_parts, config.seed)
+        digests = {
+            **encode.fold_meta(run, of_fold)["digests"],
+            "training": self._training(fold, key),
+            "parts": digest(parts),
+        }
+        if encode.are_current(run, key, digests):
+            return
+        features = encode.read_features(run, of_fold, unseen=fold.unseen)
+        encoder = new_encoder(config, fold.classes, load_weights=False)
+        load_weights(encoder, run / "encoder" / f"fold{of_fold}" / "model.safetensors")
+        scores = log_probabilities(encoder, features)
+        for number, (rest, held) in enumerate(parts):
+            part = replace(fold, slides={**fold.slides, "train": rest, "test": held})
+            judged = part.rows("test")
+            encoder = new_encoder(config, fold.classes, load_weights=not config.encoder.frozen)
+            if config.encoder.frozen:
+                _probe(encoder, part, features)
+                scores[judged] = log_probabilities(encoder, features[judged])
+                continue
+            name = f"{key}{number}"
+            of_weights = {**digests, "training": self._training(part, name)}
+            self._fine_tune(encoder, part, name, self._card(part, encoder), of_weights)
+            scores[judged] = self._judge(encoder, judged)
+        if self.fabric.is_global_zero:
+            judges = [{"slides_seen": rest, "slides_judged": held} for rest, held in parts]
+            encode.write_scores(run, key, scores, {"parts": judges}, digests)
+        self.fabric.barrier()
+
+    def _judge(self, encoder: TileEncoder, rows: Rows) -> npt.NDArray[np.float32]:
+        """Log probabilities ``(n_rows, n_classes)``."""
+        encoder.eval().to(self.fabric.device)
+        with torch.inference_mode(), self.fabric.autocast():
+            image_px = self.config.encoder.image_px
+            logits = tile_logits(encoder, self.seen.tiles, rows, image_px, self.fabric)
+        said: npt.NDArray[np.float32] = F.log_softmax(logits, dim=1).numpy()
+        return said
+
+    def _fine_tune(
+        self,
+        encoder: TileEncoder,
+        fold: Fold,
+        key: str,
+        card: dict[str, Any],
+        digests: dict[str, str],
+    ) -> None:
+        fit_encoder(
+            encoder,
+            self.run / "encoder" / f"fold{key}",
+            self.config,
+            fold,
+            self.seen.tiles,
+            self.fabric,
+            seed=derive(self.config.seed, "encoder", key),
+            card=card,
+            digests=digests,
+            after_epoch=lambda line: self.say(f"fold {key}: encoder {line}"),
+        )
+
+    def _training(self, fold: Fold, key: str) -> str:
+        """Digest of what the weights of an encoder depend on beside its input."""
+        made_from: list[Any] = [fold.split, fold.slides["train"], key, self.config.seed]
+        if not self.config.encoder.frozen:
+            # Neither crossfit nor TensorBoard changes a weight.
+            own = {"crossfit", "tensorboard"}
+            made_from.append(self.config.train.model_dump(mode="json", exclude=own))
+        return digest(made_from)
+
+    def _card(self, fold: Fold, encoder: TileEncoder) -> dict[str, Any]:
+        frozen = self.config.encoder.frozen
         return {
-            "val_loss": float((losses * share).mean()),
-            "val_accuracy": float((right * share).mean()),
+            "encoder": self.config.encoder.model_dump(mode="json"),
+            "preprocessing": encoder.card,
+            "classes": fold.classes,
+            "dim": encoder.dim,
+            "n_parameters": sum(p.numel() for p in encoder.parameters()),
+            "slides_seen": [] if frozen else fold.slides["train"],
+            "slides_that_chose_the_epoch": [] if frozen else fold.slides["val"],
+            "torch": torch.__version__,
         }
 
-    loop.fit(
-        encoder.to(memory_format=torch.channels_last),
-        run / "encoder" / f"fold{fold.number}",
-        budget=loop.Budget(
-            epochs=train.epochs,
-            lr=train.lr,
-            weight_decay=train.weight_decay,
-            optimizer=train.optimizer.name,
-            optimizer_args=train.optimizer.args,
-            schedule=train.schedule.name,
-            schedule_args=train.schedule.args,
-            patience=train.patience,
-            burn_in=train.burn_in,
-        ),
-        fabric=fabric,
-        batches=lambda epoch: loop.Batches(n_batches, views(epoch)),
-        loss=loss,
-        validate=validate,
-        seed=seed,
-        digests=digests,
-        card=card,
-        after_epoch=lambda line: say(f"fold {fold.number}: encoder {line}"),
+
+def _parts(fold: Fold, n_parts: int, seed: int) -> list[tuple[list[str], list[str]]]:
+    """Training slides without a part, and the slides of that part, for each."""
+    slides = np.array(fold.slides["train"], dtype=object)
+    deals = BalancedGroupKFold(n_parts, seed=seed).split(
+        slides,
+        [fold.labels[name] for name in slides],
+        [fold.group_of[name] for name in slides],
     )
+    return [(sorted(slides[rest]), sorted(slides[held])) for rest, held in deals]
 
 
-def _probe(
-    run: Path,
-    config: Config,
-    fold: Fold,
-    encoder: TileEncoder,
-    features: npt.NDArray[Any],
-    *,
-    card: dict[str, Any],
-    digests: dict[str, str],
-    say: Say,
-) -> None:
+def _probe(encoder: TileEncoder, fold: Fold, features: Features) -> None:
     """Fit the linear tile classifier of a frozen encoder on training slides.
 
     Logistic regression on standardised features at scikit-learn's default strength: nothing is
     tuned, so validation slides stay unseen.
     """
-    folder = run / "encoder" / f"fold{fold.number}"
-    digests = {**digests, "training": digest([fold.split, fold.number, config.seed])}
-    if is_current(folder / "card.json", digests):
-        return
     rows = fold.rows("train")
     x = np.asarray(features[rows], dtype=np.float64)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / std
-    target, share = fold.target[rows], _slide_weights(fold, rows)
+    target, share = fold.target[rows], slide_weights(fold, rows)
     final = LogisticRegression(max_iter=1000).fit(x, target, share)
     weight, bias = final.coef_ / std, final.intercept_
     if len(fold.classes) == 2:
@@ -270,42 +293,17 @@ def _probe(
     with torch.no_grad():
         encoder.head.weight.copy_(torch.from_numpy(weight))
         encoder.head.bias.copy_(torch.from_numpy(bias - weight @ mean))
-    loop.save_weights(encoder, folder / "model.safetensors")
-    write_json(folder / "card.json", {**card, "head_saw": fold.slides["train"]}, digests)
-    say(f"fold {fold.number}: linear tile classifier fitted")
-
-
-def _scale(tiles: Tiles, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Mean and deviation a channel over the training tiles, ``(n_channels,)`` grey levels."""
-    counts = np.zeros((tiles.shape[1], 256))
-    for start in range(0, len(rows), _EVAL_BATCH):
-        block = tiles[rows[start : start + _EVAL_BATCH]]
-        for channel in range(tiles.shape[1]):
-            counts[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
-    share = counts / counts.sum(1, keepdims=True)
-    levels = np.arange(256)
-    mean = share @ levels
-    std = np.sqrt(np.maximum((share * (levels - mean[:, None]) ** 2).sum(1), 1.0))
-    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
-
-
-def _slide_weights(fold: Fold, rows: Rows) -> npt.NDArray[np.float32]:
-    """Weights of mean 1 under which every slide counts the same, however many tiles it has."""
-    slides = pd.Series(fold.slide_of[rows])
-    share = 1 / slides.map(slides.value_counts())
-    weights: npt.NDArray[np.float32] = (share / share.mean()).to_numpy(dtype=np.float32)
-    return weights
 
 
 def _bag_batches(
-    bags: Bags, fold: Fold, config: Config, seed: int, epoch: int
+    bags: Bags, fold: Fold, config: Config, seed: int, epoch: int, start: int
 ) -> loop.Batches[Batch]:
     plan = bags.plan(
         fold.slides["train"],
         max_tiles=config.mil.batch_tiles,
         generator=generator(seed, "order", epoch),
     )
-    return loop.Batches(len(plan), map(bags.batch, plan))
+    return loop.Batches(len(plan), map(bags.batch, plan[start:]))
 
 
 def _bag_loss(device: torch.device, model: nn.Module, batch: Batch) -> Tensor:

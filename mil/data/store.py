@@ -7,6 +7,7 @@ saw) stands in ``meta.json`` beside it, which the stage that encodes writes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from splits.artifacts import atomic
 from splits.errors import InputError
 
-__all__ = ["Features", "open_features", "save_features"]
+__all__ = ["Features", "open_features", "save_features", "start_features", "write_rows"]
 
 Features = npt.NDArray[np.floating[Any]]
 """``(n_tiles, dim)``, float16 or float32, every value finite."""
@@ -38,6 +39,27 @@ def save_features(path: Path, features: Features) -> None:
     # An open file, because numpy.save appends ".npy" to a name that ends otherwise.
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, features, allow_pickle=False)
+
+
+def start_features(path: Path, shape: tuple[int, int]) -> None:
+    """Start a float32 matrix ``(n_tiles, dim)`` that :func:`write_rows` fills."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+def write_rows(path: Path, first: int, blocks: Iterable[Features]) -> None:
+    """Fill rows from ``first`` on; several processes may fill theirs at once.
+
+    Written through the file, not through a map: a full disk is then an error and no crash.
+    """
+    with path.open("r+b") as file:
+        np.lib.format.read_magic(file)
+        (_, dim), _, _ = np.lib.format.read_array_header_1_0(file)
+        file.seek(file.tell() + first * dim * 4)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
 
 
 def open_features(path: Path, n_tiles: int | None = None) -> Features:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import yaml
 
 from mil import auditing, encode, predict, prepare, settings, train
 from mil.cohort import folds_of
+from mil.models import Models, log_probabilities
 from mil.run import run, train_run
 from splits.artifacts import digests_of, read_json, read_table
 from splits.errors import InputError, NegativeVerdictError
@@ -169,7 +171,7 @@ def test_features_of_an_encoder_that_saw_the_slide_are_refused(copied: Path) -> 
     meta["folds"]["0"]["slides_seen"].append(fold.slides["test"][0])
     (copied / "features" / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(InputError, match="saw 1 validation or test slide"):
-        encode.read_features(copied, 0, unseen=fold.unseen)
+        encode.read_features(copied, "0", unseen=fold.unseen)
 
 
 def test_cards_name_the_slides_that_were_seen(finished: Path) -> None:
@@ -178,6 +180,38 @@ def test_cards_name_the_slides_that_were_seen(finished: Path) -> None:
             card = read_json(finished / folder / f"fold{fold.number}" / "card.json")
             assert card["slides_seen"] == fold.slides["train"]
             assert not set(card["slides_seen"]) & fold.unseen
+
+
+def test_crossfitted_tiles_were_never_seen_by_their_judge(copied: Path, tmp_path: Path) -> None:
+    config = smoke("train.crossfit=2")
+    before = hashes(copied)
+    run(copied, config, say=quiet)
+    assert {n: h for n, h in hashes(copied).items() if n in before and n.startswith("enc")} == {
+        n: h for n, h in before.items() if n.startswith("enc")
+    }, "the encoders of the folds are trained again"
+    meta = read_json(copied / "features" / "meta.json")["folds"]
+    for fold in folds_of(copied, config):
+        parts = meta[f"{fold.number}-crossfit"]["parts"]
+        assert sorted(s for p in parts for s in p["slides_judged"]) == fold.slides["train"]
+        scores = np.load(copied / "features" / f"fold{fold.number}-crossfit.npy")
+        assert np.allclose(np.exp(scores).sum(1), 1, atol=1e-5)
+        main = Models.load(copied, config, fold.number, fold.classes).encoder
+        embedded = np.load(copied / "features" / f"fold{fold.number}.npy")
+        said = log_probabilities(main, embedded)
+        outside = fold.rows("val", "test")
+        assert np.array_equal(scores[outside], said[outside])
+        for number, part in enumerate(parts):
+            seen = {fold.group_of[name] for name in part["slides_seen"]}
+            assert not seen & {fold.group_of[name] for name in part["slides_judged"]}
+            card = read_json(
+                copied / "encoder" / f"fold{fold.number}-crossfit{number}" / "card.json"
+            )
+            assert card["slides_seen"] == part["slides_seen"]
+            rows = np.concatenate([fold.rows_by_slide[name] for name in part["slides_judged"]])
+            assert not np.allclose(scores[rows], said[rows])
+    folder = tmp_path / "new"
+    shutil.copytree(copied / "phantom" / "tiles", folder)
+    assert predict.predict_new(copied, config, [folder])
 
 
 def test_new_slides_are_classified(copied: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -13,6 +14,8 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mil import checkpoint, loop
+from mil.devices import memory
 from mil.loop import SCHEDULES, Batches, Budget, fit
 from mil.seeds import generator
 from splits.errors import InputError
@@ -37,20 +40,37 @@ class StopHereError(Exception):
     pass
 
 
+class Some(NamedTuple):
+    """A batch."""
+
+    x: Tensor
+    y: Tensor
+    slide_ids: tuple[str, ...] = ("a slide",)
+
+
 def train(
-    folder: Path, *, epochs: int = 6, stop_after: int | None = None, **budget: object
+    folder: Path,
+    *,
+    epochs: int = 6,
+    stop_at: tuple[int, int] | None = None,
+    poison: tuple[int, int] | None = None,
+    **budget: object,
 ) -> Probe:
+    """Three steps an epoch; stops, or meets a NaN, at an epoch and step."""
     torch.manual_seed(0)
     model = Probe()
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
     y = (x[:, 0] > 0).long()
 
-    def stream(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if epoch == stop_after:
-            raise StopHereError
+    def stream(epoch: int, start: int) -> Iterator[Some]:
         order = torch.from_numpy(generator(0, epoch).permutation(48))
-        for rows in order.split(16):
-            yield x[rows], y[rows]
+        for step, rows in enumerate(order.split(16)):
+            if (epoch, step) == stop_at:
+                raise StopHereError
+            if step >= start:
+                bad = (epoch, step) == poison
+                slides = tuple(f"slide {row}" for row in rows.tolist())
+                yield Some(x[rows] * (torch.nan if bad else 1), y[rows], slides)
 
     def validate(model: nn.Module) -> dict[str, float]:
         logits = model(x[48:])
@@ -64,24 +84,61 @@ def train(
         folder,
         budget=Budget(epochs=epochs, lr=0.05, weight_decay=0.01, **budget),  # type: ignore[arg-type]
         fabric=Fabric(accelerator="cpu", devices=1),
-        batches=lambda epoch: Batches(3, stream(epoch)),
-        loss=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]),
+        batches=lambda epoch, start: Batches(3, stream(epoch, start)),
+        loss=lambda m, b: nn.functional.cross_entropy(m(b.x), b.y),
         validate=validate,
         seed=3,
         digests={"data": "1", "epochs": str(epochs)},
         card={"a": 1},
+        lower="the batch",
     )
     return model
 
 
+@pytest.fixture
+def always_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "_COST_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("always_saving")
+@pytest.mark.parametrize("stop_at", [(0, 0), (0, 1), (2, 2), (3, 0), (5, 2)])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str) -> None:
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tmp_path: Path, optimizer: str, stop_at: tuple[int, int]
+) -> None:
     train(tmp_path / "whole", optimizer=optimizer)
     with pytest.raises(StopHereError):
-        train(tmp_path / "cut", optimizer=optimizer, stop_after=3)
+        train(tmp_path / "cut", optimizer=optimizer, stop_at=stop_at)
     assert not (tmp_path / "cut" / "card.json").exists()
-    train(tmp_path / "cut", optimizer=optimizer)
-    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    resumed = train(tmp_path / "cut", optimizer=optimizer)
+    same_end(tmp_path / "whole", tmp_path / "cut")
+    steps_before = 3 * stop_at[0] + stop_at[1]
+    assert resumed.modes.count((True, True)) == 18 - steps_before, "it did not go on where it was"
+
+
+def test_steps_since_the_last_checkpoint_are_made_again(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(StopHereError):
+        train(tmp_path / "cut", stop_at=(4, 1))
+    assert not (tmp_path / "cut" / "checkpoint").exists(), "30 seconds are not over"
+    train(tmp_path / "cut")
+    same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.usefixtures("always_saving")
+def test_a_checkpoint_cut_short_is_said_and_left_alone(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(StopHereError):
+        train(tmp_path / "cut", stop_at=(3, 0))
+    path = tmp_path / "cut" / "checkpoint" / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="from the beginning"):
+        train(tmp_path / "cut")
+    same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def same_end(whole: Path, cut: Path) -> None:
     assert (whole / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
     ends = [load_file(folder / "checkpoint" / "last.safetensors") for folder in (whole, cut)]
     assert set(ends[0]) == set(ends[1])
@@ -92,7 +149,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, optimizer
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = train(tmp_path)
-    again = train(tmp_path, stop_after=0)
+    again = train(tmp_path, stop_at=(0, 0))
     assert not again.modes
     for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -136,21 +193,31 @@ def test_patience(tmp_path: Path) -> None:
     assert len(log) - 1 - log.loc[log["best"] == 1, "epoch"].max() == 2
 
 
-def test_divergence_is_an_error(tmp_path: Path) -> None:
-    model = nn.Linear(1, 2)
-    with pytest.raises(InputError, match="diverged"):
-        fit(
-            model,
-            tmp_path,
-            budget=Budget(epochs=1, lr=1.0, weight_decay=0.0),
-            fabric=Fabric(accelerator="cpu", devices=1),
-            batches=lambda _: Batches(1, [torch.full((1, 1), torch.inf)]),
-            loss=lambda m, b: m(b).sum(),
-            validate=lambda _: {"val_loss": 0.0, "val_accuracy": 0.0},
-            seed=0,
-            digests={},
-            card={},
-        )
+def test_divergence_names_the_batch_and_its_slides(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"batch 1 of epoch 2 is nan \(slides slide \d+, .*…\)"):
+        train(tmp_path, poison=(2, 1))
+    assert not (tmp_path / "card.json").exists()
+
+
+def test_out_of_memory_says_what_to_lower() -> None:
+    with pytest.raises(InputError, match=r"out of memory .*: lower the batch"), memory("the batch"):
+        torch.empty(10**16)
+    with pytest.raises(RuntimeError, match="mat1"), memory("the batch"):
+        torch.zeros(2, 2) @ torch.zeros(3, 3)
+
+
+def test_events_are_those_of_the_log(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    row = {"epoch": 0, "train_loss": 1.5, "best": 1}
+    for epoch in range(3):
+        loop._write_events(tmp_path, {**row, "epoch": epoch, "train_loss": 1.5 - epoch})
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [
+        (0, 1.5),
+        (1, 0.5),
+        (2, -0.5),
+    ]
 
 
 def torch_rates(build: object, n: int) -> list[float]:

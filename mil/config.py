@@ -29,6 +29,8 @@ __all__ = [
     "Train",
 ]
 
+_LORA_RANK = 8
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(
@@ -143,7 +145,9 @@ class Encoder(_Section):
     """The tile encoder and what it sees."""
 
     name: str = "resnet18"
-    """``resnet18``, ``vit_tiny``, ``vit_small``, ``vit_base`` or any timm model name."""
+    """``resnet18``, ``vit_tiny``, ``vit_small``, ``vit_base``, a pathology foundation model
+    (``uni``, ``uni2``, ``virchow``, ``virchow2``, ``prov_gigapath``, ``h_optimus_0``), any timm
+    model name, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``."""
     args: Mapping[str, Any] = Field(default_factory=dict)
     """Further arguments of the timm model."""
     channels: Literal["he", "h", "e", "rgb"] = "he"
@@ -155,11 +159,16 @@ class Encoder(_Section):
     context: tuple[PositiveInt, ...] = (1,)
     """Scales."""
     pretrained: bool = False
-    """Load timm's published weights (needs the hub, or its local cache)."""
+    """Load the published weights (needs the hub or its local cache, or the named folder)."""
     checkpoint: Path | None = None
-    """Load timm weights of this model from a local file (safetensors, or a plain state dict)."""
+    """Load weights of this model from a local file (safetensors, or a plain state dict)."""
     frozen: bool = False
     """Keep the weights; only a linear tile classifier is fitted on the embeddings."""
+    tune: Literal["all", "last_block", "lora"] = "all"
+    """What of published weights is trained: ``all``, the ``last_block`` and what follows it, or
+    low-rank changes of every layer (``lora``)."""
+    lora_rank: PositiveInt = _LORA_RANK
+    """Rank of ``lora``: a layer of m x n weights learns rank * (m + n) numbers."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Encoder:
@@ -168,6 +177,15 @@ class Encoder(_Section):
             raise ValueError(message)
         if self.frozen and not (self.pretrained or self.checkpoint):
             message = "encoder.frozen needs weights: set encoder.pretrained or encoder.checkpoint"
+            raise ValueError(message)
+        if self.tune != "all" and (self.frozen or not (self.pretrained or self.checkpoint)):
+            message = (
+                f"encoder.tune={self.tune} trains part of published weights: set "
+                "encoder.pretrained or encoder.checkpoint, and encoder.frozen=false"
+            )
+            raise ValueError(message)
+        if self.tune != "lora" and self.lora_rank != _LORA_RANK:
+            message = f"encoder.lora_rank={self.lora_rank} needs encoder.tune=lora, not {self.tune}"
             raise ValueError(message)
         if self.pretrained and self.checkpoint:
             message = "encoder.pretrained and encoder.checkpoint exclude each other"

@@ -83,7 +83,7 @@ def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -
                 return
     encoder = create(
         settings.name,
-        n_channels=3,
+        channels="rgb",
         n_classes=1,
         image_px=settings.image_px,
         pretrained=settings.pretrained,

@@ -19,7 +19,6 @@ from mil.checkpoint import load_weights
 from mil.config import Choice, Config
 from mil.data.store import Features
 from mil.encoders import TileEncoder, create
-from mil.stain.channels import CHANNELS
 from splits.artifacts import file_digest
 from splits.errors import InputError
 
@@ -36,12 +35,16 @@ def new_encoder(config: Config, classes: Sequence[str], *, load_weights: bool) -
     torch.manual_seed(config.seed)
     return create(
         settings.name,
-        n_channels=len(CHANNELS[settings.channels]),
+        channels=settings.channels,
         n_classes=len(classes),
         image_px=settings.image_px,
+        scales=settings.context,
         pretrained=settings.pretrained,
         checkpoint=settings.checkpoint,
         load_weights=load_weights,
+        frozen=settings.frozen,
+        tune=settings.tune,
+        lora_rank=settings.lora_rank,
         args=settings.args,
     )
 

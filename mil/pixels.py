@@ -219,7 +219,8 @@ def _announcement(
     """One line such as ``cache: 899 tiles, 2 x 112 x 112, 22 MB, in memory``."""
     n_tiles, n_channels, size, _ = shape
     n_bytes = (1 + len(hoods)) * int(np.prod(shape, dtype=np.int64))
-    amount = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+    unit, power = next((u for u in (("GB", 1e9), ("MB", 1e6)) if n_bytes >= u[1]), ("kB", 1e3))
+    amount = f"{n_bytes / power:.{1 if unit == 'GB' else 0}f} {unit}"
     where = {
         "ram": "in memory",
         "disk": "on disk",

@@ -17,6 +17,7 @@ overlap is neglected.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,10 +99,11 @@ def places(table: pd.DataFrame) -> Places:
         corner[on_grid] *= typical[on_grid]
     lost = np.isnan(corner).any(axis=1)
     if lost.any():
+        first = min(itertools.compress(names, lost))
         message = (
             f"encoder.context needs to know where tiles lie, and {int(lost.sum())} of {len(lost)} "
-            f"have no coordinates, the first is {min(np.array(names)[lost])!r}: give x_px and y_px "
-            "in a manifest, names that say them, images cut by data.tile_px, or encoder.context=[1]"
+            f"have no coordinates, the first is {first!r}: give x_px and y_px in a manifest, names "
+            "that say them, images cut by data.tile_px, or encoder.context=[1]"
         )
         raise InputError(message)
     centre = corner + per_px[:, None] * size / 2
@@ -215,7 +217,7 @@ def _resized(channel: Pixels, size: int) -> Pixels:
 
 
 def _fields(table: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """A number for each slide, region and resolution; coordinates of cut tiles are their image's."""
+    """A number for each slide, region and resolution; cut tiles count within their image."""
     keys = table[["slide_id", "region", "mpp"]].astype("string").fillna("")
     image = [image_of(name) if window_of(name) else "" for name in table["tile_id"]]
     return np.asarray(keys.assign(image=image).groupby([*keys, "image"]).ngroup(), dtype=np.int64)

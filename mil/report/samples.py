@@ -59,6 +59,7 @@ def preview_run(run: Path, config: Config, progress: prepare.Progress | None = N
             "rgb": read_tile(root, row.tile_id),
             "channels": seen[i].round().byte().numpy(),
             "channel_names": list(CHANNELS[encoder.channels]),
+            "scales": encoder.context,
             "augmented": [view[i].round().byte().numpy() for view in views],
         }
         for i, row in enumerate(chosen.itertuples(index=False))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -152,12 +152,13 @@ class Encoder(_Section):
     """Further arguments of the timm model."""
     channels: Literal["he", "h", "e", "rgb"] = "he"
     """What the first layer sees."""
+    context: tuple[Annotated[int, Field(ge=1, le=16)], ...] = (1,)
+    """Scales at which it sees the surroundings as further channels: ``[1, 4]`` adds the square of
+    four times the tile's side, at a quarter of the resolution. 1, the tile itself, comes first."""
     resize_px: PositiveInt = 128
     """Tiles are decoded to this size once."""
     image_px: PositiveInt = 128
     """Size that the encoder sees: a random crop in training, the centre otherwise."""
-    context: tuple[PositiveInt, ...] = (1,)
-    """Scales."""
     pretrained: bool = False
     """Load the published weights (needs the hub or its local cache, or the named folder)."""
     checkpoint: Path | None = None
@@ -174,6 +175,10 @@ class Encoder(_Section):
     def _consistent(self) -> Encoder:
         if self.image_px > self.resize_px:
             message = f"encoder.image_px={self.image_px} exceeds resize_px={self.resize_px}"
+            raise ValueError(message)
+        if self.context[:1] != (1,) or list(self.context) != sorted(set(self.context)):
+            given = list(self.context)
+            message = f"encoder.context={given}: 1 comes first, then larger scales, as in [1, 4]"
             raise ValueError(message)
         if self.frozen and not (self.pretrained or self.checkpoint):
             message = "encoder.frozen needs weights: set encoder.pretrained or encoder.checkpoint"
@@ -301,6 +306,12 @@ class Compute(_Section):
     """Machines that train together."""
     encode_batch: PositiveInt = 64
     """Tiles that are embedded at once."""
+    cache: Literal["auto", "ram", "disk", "off"] = "auto"
+    """Where decoded and stained tiles are kept: in memory (read from disk at the start), on disk,
+    or nowhere (``off``: decoded anew whenever they are needed). ``auto``: in memory where they fill
+    at most a quarter of what is free, else on disk, else nowhere."""
+    cache_dir: Path | None = None
+    """Folder of caches that runs share, each found by its content; None: in the run folder."""
 
 
 class Config(_Section):

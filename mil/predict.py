@@ -15,9 +15,10 @@ from mil import devices, encode
 from mil.aggregators.voting import Votes
 from mil.cohort import folds_of
 from mil.config import Config
-from mil.data import cache
 from mil.data.bags import Bags
+from mil.data.context import name_positions
 from mil.models import Matrix, Models, weights_digests
+from mil.pixels import new_pixels
 from mil.stain.slides import fit_stains
 from splits.artifacts import digest, is_current, write_table
 from splits.scan import list_folder, scan
@@ -124,8 +125,7 @@ def _pixels(folder: Path, table: pd.DataFrame, config: Config) -> npt.NDArray[np
     """What the encoder sees of a new slide, ``(n_tiles, n_channels, size, size)``."""
     size_px = config.encoder.resize_px
     stains = fit_stains(folder, table, config.stain.method, size_px=size_px, seed=config.seed)
-    blocks = cache.render(folder, table, stains, config.encoder.channels, size_px=size_px)
-    return np.concatenate(list(blocks))
+    return new_pixels(folder, name_positions(table), stains, config)[:]
 
 
 def _frame(

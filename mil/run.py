@@ -66,7 +66,7 @@ def _train(
 
     def pixels_first() -> None:
         auditing.audit(path, config)
-        pixels(path, config, progress)
+        pixels(path, config, progress, say)
 
     def aggregators() -> None:
         train.aggregators(path, config, say)

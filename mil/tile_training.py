@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mil import loop
 from mil.cohort import Fold
 from mil.config import Config
+from mil.data.images import ahead
 from mil.encoders import TileEncoder
 from mil.encoders.augment import centre_view, random_view
 from mil.encoders.synchronised import synchronise
@@ -33,6 +34,7 @@ __all__ = ["fit_encoder", "slide_weights", "tile_logits"]
 
 Rows = npt.NDArray[np.int64]
 _EVAL_BATCH = 128
+_AHEAD = 2  # batches that are made while others are learned from
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def fit_encoder(
         ),
         fabric=fabric,
         batches=lambda epoch, start: loop.Batches(
-            n_batches, _views(config, fold, tiles, fabric, seed, n_batches, epoch, start)
+            n_batches,
+            ahead(_views(config, fold, tiles, fabric, seed, n_batches, epoch, start), _AHEAD),
         ),
         loss=loss,
         validate=validate,

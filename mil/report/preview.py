@@ -34,8 +34,9 @@ def preview(panels: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
     Args:
         panels: One mapping a tile: ``title`` (text), ``rgb`` (H, W, 3) uint8, ``channels``
-            (C, S, S) uint8, ``channel_names`` (C names; ``H``, ``E``, or ``R``, ``G``, ``B``) and
-            ``augmented``, a list of (C, S, S) uint8.
+            (C, S, S) uint8, ``channel_names`` (C names; ``H``, ``E``, or ``R``, ``G``, ``B``),
+            ``augmented``, a list of (C, S, S) uint8, and where there is context ``scales``: then
+            the channels come once for each scale, and of augmented views the first is drawn.
         path: The PNG to write.
 
     Returns:
@@ -72,19 +73,23 @@ def preview(panels: Sequence[Mapping[str, Any]], path: Path) -> Path:
 def _cells(panel: Mapping[str, Any]) -> list[tuple[str, Pixels]]:
     """Heading and RGB pixels of every column of a row."""
     channels, names = panel["channels"], [str(name) for name in panel["channel_names"]]
-    if len(channels) != len(names):
+    scales = panel.get("scales", (1,))
+    if len(channels) != len(names) * len(scales):
         message = f"{len(names)} channel names {names} were given for {len(channels)} channels"
         raise InputError(message)
     cells = [("RGB", panel["rgb"])]
-    if _is_rgb(names):
-        cells.append(("seen by encoder", _composed(channels, names)))
-    else:
-        cells += [
-            (_heading(name), _composed(channel[None], [name]))
-            for channel, name in zip(channels, names, strict=True)
-        ]
+    for place, scale in enumerate(scales):
+        around = "" if scale == 1 else f", {scale} x around"
+        seen = channels[place * len(names) : (place + 1) * len(names)]
+        if _is_rgb(names):
+            cells.append((f"seen{around}" if around else "seen by encoder", _composed(seen, names)))
+        else:
+            cells += [
+                (_heading(name) + around, _composed(channel[None], [name]))
+                for channel, name in zip(seen, names, strict=True)
+            ]
     cells += [
-        (f"augmented {place}", _composed(view, names))
+        (f"augmented {place}", _composed(view[: len(names)], names))
         for place, view in enumerate(panel["augmented"], start=1)
     ]
     return cells

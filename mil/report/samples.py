@@ -11,8 +11,8 @@ import torch
 
 from mil import prepare
 from mil.config import Config
-from mil.data import cache
 from mil.encoders.augment import centre_view, random_view
+from mil.pixels import new_pixels
 from mil.report.preview import preview
 from mil.seeds import derive, generator, of_rows
 from mil.stain.channels import CHANNELS
@@ -41,13 +41,15 @@ def preview_run(run: Path, config: Config, progress: prepare.Progress | None = N
     stains = fit_stains(
         root, slides, config.stain.method, size_px=encoder.resize_px, seed=config.seed
     )
-    blocks = cache.render(root, chosen, stains, encoder.channels, size_px=encoder.resize_px)
-    tiles = torch.from_numpy(np.concatenate(list(blocks)))
+    # The chosen tiles among all tiles of their slides: context looks beyond the chosen ones.
+    rows = pd.Index(slides["tile_id"]).get_indexer(chosen["tile_id"])
+    tiles = torch.from_numpy(new_pixels(root, slides, stains, config)[rows])
     views = [
         random_view(
             tiles,
             encoder.image_px,
             of_rows(derive(config.seed, "preview", view), np.arange(len(tiles))),
+            scales=encoder.context,
             optical=encoder.channels != "rgb",
             **config.train.augment.model_dump(),
         )
@@ -60,6 +62,7 @@ def preview_run(run: Path, config: Config, progress: prepare.Progress | None = N
             "rgb": read_tile(root, row.tile_id),
             "channels": seen[i].round().byte().numpy(),
             "channel_names": list(CHANNELS[encoder.channels]),
+            "scales": encoder.context,
             "augmented": [view[i].round().byte().numpy() for view in views],
         }
         for i, row in enumerate(chosen.itertuples(index=False))

@@ -122,7 +122,7 @@ def test_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_full_disk_is_one_line_and_loses_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mil.data import cache
+    from mil.data.sources import Streamed
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "tiles.npy"))
@@ -130,7 +130,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     slides = {c: [barcode(i + 10 * k) for i in range(4)] for k, c in enumerate("ab")}
     root = tiles(tmp_path / "data", slides)
     path = config(tmp_path, root, "split: {folds: 2}")
-    monkeypatch.setattr(cache, "render", full)
+    monkeypatch.setattr(Streamed, "__getitem__", full)
     assert "No space left" in fails(capsys, 2, "run", path, "--out", tmp_path / "r")
     for name in ("tiles.parquet", "split.csv", "audit.json", "stain.parquet"):
         assert (tmp_path / "r" / name).exists()

@@ -483,6 +483,21 @@ def test_preview_draws_every_column(tmp_path: Path, names: list[str], n_columns:
         assert (first == [255, 0, 0]).all()
 
 
+def test_preview_draws_the_surroundings_beside_the_tile(tmp_path: Path) -> None:
+    for names, n_columns in ((["H", "E"], 7), (["R", "G", "B"], 5)):
+        panel = _panel(names, 0)
+        around = np.full((len(names), 32, 32), 255, np.uint8)
+        both = np.concatenate([panel["channels"], around])
+        panel |= {"channels": both, "augmented": [both, both], "scales": (1, 4)}
+        image = np.asarray(Image.open(preview([panel], tmp_path / "p.png")).convert("RGB"))
+        assert image.shape[1] == 10 + n_columns * 154
+        stained = image[100, 80::154].min(axis=1) < 250
+        if names[0] == "H":  # RGB, H, E, H around, E around, two views of the tile alone
+            assert stained.tolist() == [True, False, False, True, True, False, False]
+        else:
+            assert image[100, 80 + 2 * 154].tolist() == [255, 255, 255]
+
+
 def test_preview_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none was given"):
         preview([], tmp_path / "a.png")

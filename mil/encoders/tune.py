@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from itertools import takewhile
-from typing import Final
+from typing import Any, Final
 
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from splits.errors import InputError
 
-__all__ = ["LORA_ALPHA", "add_lora", "keep_last_block"]
+__all__ = ["LORA_ALPHA", "add_lora", "keep_last_block", "merge_lora"]
 
 LORA_ALPHA: Final = 16
 """``alpha``: fixed, as the paper does, so that another rank needs no other learning rate."""
@@ -63,6 +63,17 @@ def add_lora(backbone: nn.Module, rank: int) -> None:
         raise InputError(message)
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Write low-rank changes into the weights, in place: the plain network, for reading only."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            weight: Any = module.weight
+            # Not torch's own removal: it changes the class, which copies of the module share.
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            module.weight = nn.Parameter(weight.detach(), requires_grad=False)
 
 
 def keep_last_block(backbone: nn.Module) -> None:

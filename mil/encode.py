@@ -22,13 +22,13 @@ from mil.data.store import Features, open_features, save_features, start_feature
 from mil.devices import memory
 from mil.encoders import TileEncoder, create
 from mil.encoders.augment import centre_view
+from mil.encoders.weights import origin_digest
 from mil.pixels import Tiles
 from mil.prepare import EMBEDDING, Progress, data_root, read_tiles, scanned_table
 from splits.artifacts import (
     atomic,
     digest,
     digests_of,
-    file_digest,
     read_json,
     read_table,
     write_json,
@@ -73,9 +73,7 @@ def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -
     fields = {"name", "args", "image_px", "pretrained"}
     asked = settings.model_dump(mode="json", include=fields)
     weights = settings.checkpoint
-    # Other weights may come to stand under the same name.
-    own = file_digest(weights) if weights is not None and weights.is_file() else None
-    made_from = digest([digests_of(scanned), asked, own])
+    made_from = digest([digests_of(scanned), asked, origin_digest(settings.name, weights)])
     path = run / EMBEDDING
     if path.exists():
         with np.load(path) as made:

@@ -25,6 +25,7 @@ from mil.config import Config
 from mil.data.bags import Bags, Batch
 from mil.data.store import Features
 from mil.encoders import TileEncoder, check_name
+from mil.encoders.weights import origin_digest
 from mil.models import log_probabilities, new_aggregator, new_encoder
 from mil.pixels import Pixels
 from mil.seeds import derive, generator
@@ -55,6 +56,7 @@ def check(config: Config) -> None:
         )
         raise InputError(message)
     check_name(config.encoder.name)
+    origin_digest(config.encoder.name, config.encoder.checkpoint)
     loop.OPTIMIZERS.bind(config.train.optimizer.name, config.train.optimizer.args)
     loop.SCHEDULES.bind(config.train.schedule.name, config.train.schedule.args)
     names = [choice.name for choice in config.mil.aggregators]
@@ -149,7 +151,7 @@ class _Encoders:
         base = {
             "identity": fold.identity,
             "pixels": self.seen.digest,
-            "encoder": digest(self.config.encoder.model_dump(mode="json")),
+            "encoder": self._encoder_digest(),
         }
         of_weights = {**base, "training": self._training(fold, key)}
         of_features = base if frozen else of_weights
@@ -239,6 +241,12 @@ class _Encoders:
             digests=digests,
             after_epoch=lambda line: self.say(f"fold {key}: encoder {line}"),
         )
+
+    def _encoder_digest(self) -> str:
+        """Of the network and the content of its published weights, wherever they lie."""
+        settings = self.config.encoder
+        named = settings.model_dump(mode="json", exclude={"checkpoint"})
+        return digest([named, origin_digest(settings.name, settings.checkpoint)])
 
     def _training(self, fold: Fold, key: str) -> str:
         """Digest of what the weights of an encoder depend on beside its input."""

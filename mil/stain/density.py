@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "INK_SHARE",
     "density_table",
     "is_dark",
     "is_ink",
@@ -27,7 +28,10 @@ Mask = npt.NDArray[np.bool_]
 
 _BETA: Final = 0.15  # Macenko 2009: below this OD a pixel says nothing about colour
 _MAX_DENSITY: Final = 2.5  # about 20 grey levels: black padding, black ink and dust, not stain
-_LEAST_GREEN: Final = 0.7  # see is_ink
+_LEAST_GREEN: Final = 0.8  # see is_ink
+_INK_DENSITY: Final = 1.0
+INK_SHARE: Final = 0.06
+"""More ink than on any of 118 real slides, of what is not glass or black."""
 _NEAR_WHITE: Final = (200, 24)  # darkest channel at least, brightest minus darkest at most
 _MIN_BACKGROUND_SHARE: Final = 0.005
 _DARKEST_WHITE: Final = 230.0
@@ -100,12 +104,19 @@ def is_dark(density: npt.NDArray[np.floating[Any]]) -> Mask:
 
 
 def is_ink(density: npt.NDArray[np.floating[Any]]) -> Mask:
-    """Which optical densities ``(..., 3)`` are of no colour that hematoxylin and eosin can mix.
+    """Which optical densities ``(..., 3)`` are of a colour that hematoxylin and eosin cannot mix.
 
-    Both dyes absorb green most, so green falls below 0.7 of the stronger of red and blue only in
-    other dyes: blue and green ink, and brown pigment. Red ink looks like eosin and stays. Of the
-    tissue of the 118 real slides none loses more than 1.8 %, half of them nothing (red and blue
-    count alike, for they may be exchanged).
+    Both dyes absorb green most, so where red or blue reaches OD 1 and green stays below 0.8 of it,
+    another dye is there: blue or green ink, brown pigment. If that is more than 6 % of what is
+    given, there is ink for certain, and all with green below red or blue goes, for the noise of
+    dark ink is large. Red ink looks like eosin, violet ink like hematoxylin; both stay. Of the
+    tissue of 118 real slides none loses more than 4.1 %, half of them less than 0.1 %. (Red and
+    blue count alike, for they may be exchanged.)
     """
     red, green, blue = (density[..., channel] for channel in range(3))
-    return np.asarray(green < _LEAST_GREEN * np.maximum(red, blue))
+    other = np.maximum(red, blue)
+    dense = other >= _INK_DENSITY
+    ink = dense & (green < _LEAST_GREEN * other)
+    if ink.size and ink.mean() > INK_SHARE:
+        ink = dense & (green < other)
+    return np.asarray(ink)

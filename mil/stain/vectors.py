@@ -108,12 +108,12 @@ def vahadane(tissue: Floats) -> Floats:
 
         |X - C V|^2 / 2 + 0.01 * sum(C)
 
-    over tissue OD ``X``: few pixels need both stains. (With 0.1, as in common code, the vectors move
-    inwards: 4 degrees off on phantoms instead of 2, and 10 % of the OD of real tissue left over
-    instead of 5 %.) Concentrations given vectors have a closed
-    form, for there are two; vectors given concentrations are updated one after the other (Mairal
-    et al., ICML 2009). It starts from Macenko's vectors, so nothing is random, and takes at most
-    10,000 pixels, spread evenly over those given.
+    over tissue OD ``X``: few pixels need both stains. (With 0.1, as in common code, the vectors
+    move inwards: 3 degrees off on phantoms instead of 2, and 10 % of the OD of real tissue left
+    over instead of 5 %.) Concentrations given vectors have a closed form, for there are two;
+    vectors given concentrations are updated one after the other (Mairal et al., ICML 2009). It
+    starts from Macenko's vectors, so nothing is random, and takes at most 10,000 pixels, spread
+    evenly over those given.
 
     Raises:
         InputError: Fewer than two densities.

@@ -8,7 +8,7 @@ A prior keeps slides with little tissue near the reference. It counts as 300 tis
 
 and the same for the Lab colour. So a blank slide is the reference, nothing jumps on the way, and at
 the usual 50,000 pixels the reference weighs 0.6 %. 300 is measured: of 30 to 10,000 it errs least
-when a slide is known from one window of 8 to 128 px (``benchmarks/stain_spread.py``).
+when a slide is known from one window of 8 to 128 px (``benchmarks/stain_prior.py``).
 """
 
 from __future__ import annotations

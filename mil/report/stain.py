@@ -59,6 +59,8 @@ class StainSection:
 
 def section(found: Inputs, read_tile: ReadTile | None) -> StainSection | None:
     """Draw ``stain.png`` into the run; None without a stain table that has qualities."""
+    path = found.run / "stain.png"
+    path.unlink(missing_ok=True)
     if found.stain is None or "severity" not in found.stain or found.tiles is None:
         return None
     worst = found.stain.sort_values("severity", ascending=False, kind="stable").head(N_SLIDES)
@@ -69,9 +71,8 @@ def section(found: Inputs, read_tile: ReadTile | None) -> StainSection | None:
         rgb = _fullest(names.astype(str).tolist(), fit, read_tile)
         if rgb is not None:
             rows.append((slide, fit, rgb))
-    sentence, path = summary(found.stain), found.run / "stain.png"
+    sentence = summary(found.stain)
     if not rows:
-        path.unlink(missing_ok=True)
         return StainSection(sentence, None, 0)
     sheet = _draw(rows)
     with atomic(path) as temporary:

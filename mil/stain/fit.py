@@ -139,24 +139,24 @@ def fit_slide(pixels: Pixels, method: str, sharpness: float = float("nan")) -> S
     tissue = density[kept]
     n, n_coloured = len(tissue), int(coloured.sum())
     own = n / (n + PRIOR_PX) if n > 1 else 0.0
-    notes, rejected = [], ""
+    # Macenko's vectors tell for every method, so that all read the same file alike. A few pixels
+    # do not turn the reference round.
+    usual = macenko(tissue) if own else REFERENCE
+    exchanged = own >= 0.5 and not implausible(usual) and is_exchanged(usual)
+    reference = REFERENCE[:, ::-1] if exchanged else REFERENCE
+    source, vectors, rejected = "reference", reference, ""
+    if estimator is None:
+        source, vectors = "fixed", RUIFROK[:, ::-1] if exchanged else RUIFROK
+    elif own:
+        candidate = usual if estimator is macenko else estimator(tissue)
+        rejected = implausible(candidate)
+        if not rejected:
+            source, vectors = "estimated", unit(own * candidate + (1 - own) * reference)
+    notes = []
     if own < 0.5:
         notes.append(f"{TOO_LITTLE}: {n} of {len(pixels)} pixels; {1 - own:.0%} reference")
-    source, vectors, exchanged = ("estimated", REFERENCE, False)
-    if estimator is None:
-        source, vectors = "fixed", RUIFROK
-    elif own == 0:
-        source = "reference"
-    else:
-        candidate = estimator(tissue)
-        rejected = implausible(candidate)
-        if rejected:
-            source = "reference"
-            notes.append(f"{rejected}; reference vectors used")
-        else:
-            exchanged = is_exchanged(candidate)
-            reference = REFERENCE[:, ::-1] if exchanged else REFERENCE
-            vectors = unit(own * candidate + (1 - own) * reference)
+    if rejected:
+        notes.append(f"{rejected}; reference vectors used")
     if exchanged:
         notes.append(f"{EXCHANGED} in the files; vectors in file order")
     measured = REFERENCE_P99
@@ -174,6 +174,7 @@ def fit_slide(pixels: Pixels, method: str, sharpness: float = float("nan")) -> S
         tissue,
         vectors,
         measured,
+        exchanged=exchanged,
         n_pixels=len(pixels),
         ink_share=(n_coloured - n) / n_coloured if n_coloured else 0.0,
         dark_share=float(is_dark(density).mean()) if len(pixels) else 0.0,

@@ -75,6 +75,7 @@ def judge(
     vectors: Floats,
     p99: Floats,
     *,
+    exchanged: bool,
     n_pixels: int,
     ink_share: float,
     dark_share: float,
@@ -87,6 +88,7 @@ def judge(
         tissue: Tissue OD ``(n, 3)``.
         vectors: ``(2, 3)`` those used.
         p99: ``(2,)`` 99th percentiles as measured.
+        exchanged: Whether red and blue are, so that the reference is too.
         n_pixels: Pooled pixels.
         ink_share: See :class:`Quality`.
         dark_share: See :class:`Quality`.
@@ -94,7 +96,8 @@ def judge(
         rejected: Why the vectors of the slide itself were not used; empty if they were.
     """
     share = len(tissue) / n_pixels if n_pixels else 0.0
-    angle, reference = degrees(vectors[0], vectors[1]), max(from_reference(vectors))
+    angle = degrees(vectors[0], vectors[1])
+    reference = max(from_reference(vectors, exchanged=exchanged))
     left = residual(tissue, vectors)
     # Each: how near its limit (above 1 is beyond), and what to say.
     limits = [

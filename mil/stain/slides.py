@@ -76,6 +76,8 @@ def fit_tiles(tiles: Sequence[Pixels], method: str, rng: np.random.Generator) ->
     if method != "macenko_tile":
         return fit
     alone = [fit_tile(tile.reshape(-1, 3), fit.white, REFERENCE)[2] for tile in tiles]
+    if all(alone):
+        return fit
     failed = f"{len(tiles) - sum(alone)} of {len(tiles)} tiles take the reference vectors"
     return replace(fit, note="; ".join(filter(None, [fit.note, failed])))
 

@@ -160,17 +160,18 @@ def implausible(vectors: Floats) -> str:
         return "a stain vector has a negative component"
     if not low <= between <= high:
         return f"the stain vectors are {between:.0f} degrees apart, allowed {low:.0f} to {high:.0f}"
-    for name, away in zip(("hematoxylin", "eosin"), from_reference(vectors), strict=True):
+    distances = from_reference(vectors, exchanged=is_exchanged(vectors))
+    for name, away in zip(("hematoxylin", "eosin"), distances, strict=True):
         if away > _MAX_REFERENCE_DEGREES:
             limit = f"allowed {_MAX_REFERENCE_DEGREES:.0f}"
             return f"{name} is {away:.0f} degrees from the reference, {limit}"
     return ""
 
 
-def from_reference(vectors: Floats) -> tuple[float, float]:
-    """Degrees of hematoxylin and of eosin to the reference, brought back from exchanged files."""
-    ordered = vectors[:, ::-1] if is_exchanged(vectors) else vectors
-    return degrees(ordered[0], REFERENCE[0]), degrees(ordered[1], REFERENCE[1])
+def from_reference(vectors: Floats, *, exchanged: bool) -> tuple[float, float]:
+    """Degrees of hematoxylin and of eosin to the reference, whose order is that of the file."""
+    reference = REFERENCE[:, ::-1] if exchanged else REFERENCE
+    return degrees(vectors[0], reference[0]), degrees(vectors[1], reference[1])
 
 
 def is_exchanged(vectors: Floats) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mil.stain import vectors as sv
 from mil.stain.density import is_tissue, optical_density, sample_pixels, white_point
-from mil.stain.fit import PRIOR_PX, TABLE_COLUMNS, fit_slide, from_table, to_table
+from mil.stain.fit import METHODS, PRIOR_PX, TABLE_COLUMNS, fit_slide, from_table, to_table
 from splits.errors import InputError
 
 ORGANS = Path(__file__).resolve().parents[3] / "../shared/data/tcga_organs"
@@ -75,6 +75,17 @@ def test_pixel_order_does_not_matter() -> None:
     a, b = fit_slide(pixels, "macenko"), fit_slide(shuffled, "macenko")
     np.testing.assert_allclose(a.vectors, b.vectors, atol=1e-9)
     np.testing.assert_allclose(a.p99, b.p99, atol=1e-9)
+
+
+def test_exchanged_files_are_the_same_slide_for_every_method() -> None:
+    pixels, _, _ = planted(0)
+    for method in METHODS:
+        straight = fit_slide(pixels, method)
+        reverse = fit_slide(np.ascontiguousarray(pixels[:, ::-1]), method)
+        assert "exchanged" in reverse.note
+        np.testing.assert_allclose(reverse.vectors, straight.vectors[:, ::-1], atol=1e-3)
+        np.testing.assert_allclose(reverse.p99, straight.p99, rtol=1e-3)
+        np.testing.assert_allclose(reverse.colour, straight.colour, rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -39,7 +39,8 @@ from mil import prepare, settings
 from mil.config import Config, Data, Identity, Split
 from mil.data.images import decode
 from mil.phantom import Phantom
-from mil.stain import vectors
+from mil.stain.fit import StainFit
+from mil.stain.vectors import REFERENCE, REFERENCE_P99
 from mil.tissue import BACKGROUND, FEATURES, fit_types, measure, tissue_types
 
 SIDE_PX, HALVINGS = 128, 6
@@ -56,9 +57,7 @@ def descriptions(run: Path, config: Config, n_types: int) -> dict[str, pd.Series
     """Types of every tile, by description."""
     tiles, root = prepare.read_tiles(run), prepare.data_root(run, config)
     own = tissue_types(run, config).set_index("tile_id")
-    one = vectors.StainFit(
-        "macenko", "reference", "", 0, np.full(3, 245.0), vectors.REFERENCE, vectors.REFERENCE_P99
-    )
+    one = StainFit("macenko", "reference", "", 0, np.full(3, 245.0), REFERENCE, REFERENCE_P99)
     images = [decode(root, name, SIDE_PX) for name in tiles["tile_id"]]
     raw = np.array([colours(image) for image in images])
     common = pd.DataFrame(
@@ -137,9 +136,7 @@ def report(run: Path, config: Config) -> None:
     compare(tiles, descriptions(run, config, config.split.tissue_types))
     number_of_types(tiles, own[list(FEATURES)], config.seed)
     image = decode(prepare.data_root(run, config), tiles["tile_id"].iloc[0], SIDE_PX)
-    stain = vectors.StainFit(
-        "macenko", "reference", "", 0, np.full(3, 245.0), vectors.REFERENCE, vectors.REFERENCE_P99
-    )
+    stain = StainFit("macenko", "reference", "", 0, np.full(3, 245.0), REFERENCE, REFERENCE_P99)
     start = time.perf_counter()
     for _ in range(200):
         measure(image, stain)

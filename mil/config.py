@@ -137,8 +137,12 @@ class Split(_Section):
 class Stain(_Section):
     """How RGB becomes hematoxylin and eosin."""
 
-    method: Literal["macenko", "ruifrok", "none"] = "macenko"
-    """``macenko``: vectors a slide. ``ruifrok``: fixed vectors. ``none``: RGB stays as it is."""
+    method: Literal["macenko", "vahadane", "ruifrok", "macenko_tile", "reinhard", "none"] = (
+        "macenko"
+    )
+    """Hematoxylin and eosin by vectors a slide (``macenko``; ``vahadane``: sparse), by fixed ones
+    (``ruifrok``), or by vectors a tile (``macenko_tile``, for comparison only). With
+    ``encoder.channels=rgb``: ``reinhard`` brings slides to one colour, ``none`` does nothing."""
 
 
 class Encoder(_Section):
@@ -340,12 +344,18 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _channels_need_stain(self) -> Config:
-        if self.encoder.channels == "rgb" and self.stain.method != "none":
-            message = "encoder.channels=rgb uses no stain separation: set stain.method=none"
-            raise ValueError(message)
-        if self.encoder.channels != "rgb" and self.stain.method == "none":
+        method, channels = self.stain.method, self.encoder.channels
+        rgb = method in ("none", "reinhard")
+        if channels == "rgb" and not rgb:
             message = (
-                f"encoder.channels={self.encoder.channels} needs stain.method=macenko or ruifrok"
+                f"encoder.channels=rgb has no use for stain.method={method}: "
+                "set stain.method=none or reinhard, or encoder.channels=he"
+            )
+            raise ValueError(message)
+        if channels != "rgb" and rgb:
+            message = (
+                f"encoder.channels={channels} needs stain.method=macenko, vahadane, ruifrok or "
+                f"macenko_tile, not {method}"
             )
             raise ValueError(message)
         return self

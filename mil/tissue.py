@@ -29,7 +29,8 @@ from mil.config import Config
 from mil.data.images import decode, in_threads
 from mil.prepare import Progress, data_root, identify, read_tiles
 from mil.seeds import derive, generator
-from mil.stain import vectors
+from mil.stain.density import is_tissue, optical_density
+from mil.stain.fit import EXCHANGED, TOO_LITTLE, StainFit, from_table
 from mil.stain.slides import stain_digests, stain_table
 from splits.artifacts import digest, digests_of, is_current, read_table, write_table
 
@@ -70,7 +71,7 @@ Floats = npt.NDArray[np.float64]
 Advance = Callable[[int], object]
 
 
-def measure(rgb: npt.NDArray[np.uint8], stain: vectors.StainFit) -> Floats:
+def measure(rgb: npt.NDArray[np.uint8], stain: StainFit) -> Floats:
     """What a tile looks like apart from its staining.
 
     Args:
@@ -84,7 +85,7 @@ def measure(rgb: npt.NDArray[np.uint8], stain: vectors.StainFit) -> Floats:
         those that both leave (lumina, fat, glass); the share of strong eosin without hematoxylin;
         the coherence of the eosin's structure tensor, 0 (no direction) to 1 (parallel fibres).
     """
-    density = vectors.optical_density(rgb, stain.white).astype(np.float32)
+    density = optical_density(rgb, stain.white).astype(np.float32)
     unmix = np.linalg.pinv(stain.vectors) / stain.p99
     amount = np.maximum(density @ unmix.astype(np.float32), 0)
     smooth_h, smooth_e = (cv2.GaussianBlur(amount[..., i], (0, 0), 1) for i in range(2))
@@ -94,7 +95,7 @@ def measure(rgb: npt.NDArray[np.uint8], stain: vectors.StainFit) -> Floats:
     large = _opened(gaps, 15)
     return np.array(
         [
-            vectors.is_tissue(density).mean(),
+            is_tissue(density).mean(),
             amount[..., 0].mean(),
             amount[..., 1].mean(),
             nuclei.mean(),
@@ -193,7 +194,7 @@ def tissue_types(run: Path, config: Config, progress: Progress | None = None) ->
     if measured.items() <= digests_of(path).items():
         features = read_table(path).set_index("tile_id")[list(FEATURES)]
     else:
-        stains = vectors.from_table(stain_table(run, config, progress))
+        stains = from_table(stain_table(run, config, progress))
         advance = progress("tissue", len(tiles)) if progress else None
         rows = zip(tiles["tile_id"].tolist(), tiles["slide_id"].tolist(), strict=True)
         read = partial(_measured, data_root(run, config), stains, advance)
@@ -214,15 +215,15 @@ def stain_bins(stains: pd.DataFrame) -> pd.DataFrame:
     their own; so do, in addition to their thirds, slides with red and blue exchanged.
 
     Args:
-        stains: Stain table (:func:`mil.stain.vectors.to_table`).
+        stains: Stain table (:func:`mil.stain.fit.to_table`).
 
     Returns:
         ``slide_id`` and columns ``stain:<name>`` of 0 and 1, sorted by slide. Equal values share a
         bin, empty bins have no column, and nor has a statistic that is the same in every slide.
     """
-    fits = dict(sorted(vectors.from_table(stains).items()))
+    fits = dict(sorted(from_table(stains).items()))
     known = np.array(
-        [f.source != "reference" and not f.note.startswith(vectors.TOO_LITTLE)
+        [f.source != "reference" and not f.note.startswith(TOO_LITTLE)
          for f in fits.values()], dtype=bool
     )  # fmt: skip
     angles = [np.degrees(np.arccos(np.clip(f.vectors[0] @ f.vectors[1], -1, 1)))
@@ -236,9 +237,7 @@ def stain_bins(stains: pd.DataFrame) -> pd.DataFrame:
         bins = np.searchsorted(np.quantile(measured, [1 / 3, 2 / 3]), values)
         columns |= {f"{name} {word}": known & (bins == i) for i, word in enumerate(_BINS)}
     columns["reference values"] = ~known
-    columns["red and blue exchanged"] = np.array(
-        [vectors.EXCHANGED in f.note for f in fits.values()]
-    )
+    columns["red and blue exchanged"] = np.array([EXCHANGED in f.note for f in fits.values()])
     held = {f"stain:{name}": held.astype(np.int64) for name, held in columns.items() if held.any()}
     return pd.DataFrame({"slide_id": list(fits), **held})
 
@@ -279,7 +278,7 @@ def amounts(run: Path, config: Config, progress: Progress | None = None) -> pd.D
 
 def _measured(
     root: Path,
-    stains: dict[str, vectors.StainFit],
+    stains: dict[str, StainFit],
     advance: Advance | None,
     tile: tuple[str, str],
 ) -> Floats:

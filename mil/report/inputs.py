@@ -32,7 +32,7 @@ class Inputs:
         tile_predictions: Test rows of ``tile_predictions.parquet``.
         attention: Test rows of ``attention.parquet``.
         tiles: The tile table.
-        stain: One row a slide: white point, stain vectors, 99th percentiles.
+        stain: One row a slide: white point, stain vectors, 99th percentiles, quality and flag.
         tissue: Tissue type of each tile.
         amounts: What the split balances beside the slide table, one row a slide.
         split: ``split.json``.

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from mil.report import figures, inputs, pictures, tables, tissue
+from mil.report import figures, inputs, pictures, stain, tables, tissue
 from mil.report.inputs import Inputs
 from mil.report.pictures import ReadTile
 from mil.report.templates import inline, write_page
@@ -68,6 +68,7 @@ def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
         "attended": pictures.attended(found, found.focus, read_tile) if found.focus else [],
         "gallery": pictures.gallery(found, read_tile),
         "stain": found.stain is not None,
+        "doubtful": stain.section(found, read_tile),
         "has_tiles": found.tiles is not None,
         "has_reader": read_tile is not None,
         "max_sites": pictures.MAX_SITES,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mil.stain import vectors as sv
-from mil.stain.separate import UNIT, Separate, decode
+from mil.stain.fit import StainFit, fit_slide, to_table
+from mil.stain.separate import UNIT, Separate, _gather, decode
 from splits.errors import InputError
 
 
@@ -19,8 +20,8 @@ def table() -> pd.DataFrame:
         stain = (sv.REFERENCE * (4 - i) + sv.RUIFROK * i) / 4 + rng.uniform(0, 0.05, (2, 3))
         stain /= np.linalg.norm(stain, axis=1, keepdims=True)
         white, p99 = rng.uniform(215, 252, 3), rng.uniform([0.8, 0.5], [3, 2])
-        fits[f"0{i}"] = sv.StainFit("macenko", "estimated", "", 9_999, white, stain, p99)
-    return sv.to_table(fits)
+        fits[f"0{i}"] = StainFit("macenko", "estimated", "", 9_999, white, stain, p99)
+    return to_table(fits)
 
 
 def tiles(n: int, height: int = 24, width: int = 17, seed: int = 0) -> torch.Tensor:
@@ -49,6 +50,18 @@ def test_equals_the_float64_definition_with_each_slide_its_own_vectors(table: pd
         expected = reference(tile, table.iloc[index])
         # Nothing but ties of the rounding may differ.
         assert np.abs(one - expected).max() <= 0.5 + 1e-3
+
+
+def test_other_devices_get_the_same_bits(table: pd.DataFrame) -> None:
+    layer = Separate.from_table(table)
+    rgb, slide = tiles(40, 64, 80, seed=3), torch.arange(40) % 5
+    assert torch.equal(layer(rgb, slide), _gather(rgb, layer.table, slide))
+
+
+def test_a_tile_larger_than_a_block_is_whole(table: pd.DataFrame) -> None:
+    layer, slide = Separate.from_table(table), torch.tensor([1])
+    rgb = tiles(1, 300, 401)
+    assert torch.equal(layer(rgb, slide), _gather(rgb, layer.table, slide))
 
 
 def test_every_grey_level_of_every_channel(table: pd.DataFrame) -> None:
@@ -101,9 +114,9 @@ def test_fit_and_layer_together_scale_real_strengths_alike() -> None:
     for name, strength in (("a", [1.0, 0.7]), ("b", [2.0, 1.4])):
         level = 241 * np.exp(-(amount * strength) @ sv.REFERENCE) - 1
         pixels = np.rint(level).astype(np.uint8)
-        fits[name] = sv.fit_slide(pixels, "macenko")
+        fits[name] = fit_slide(pixels, "macenko")
         rgbs.append(pixels.T.reshape(3, 150, 200))
-    layer = Separate.from_table(sv.to_table(fits))
+    layer = Separate.from_table(to_table(fits))
     pale, strong = layer(torch.from_numpy(np.stack(rgbs)), torch.tensor([0, 1])).float()
     for channel in range(2):  # twice the dye, the same picture
         assert (pale[channel] - strong[channel]).abs().mean() < 6

@@ -12,12 +12,13 @@ from mil.config import Config, Data, Encoder, Identity, Split, Stain
 from mil.phantom import Phantom, plan, render
 from mil.pixels import pixels
 from mil.report.tissue import examples, shares
-from mil.stain import vectors
+from mil.stain import fit as stain_fit
+from mil.stain.vectors import REFERENCE, REFERENCE_P99
 from mil.tissue import BACKGROUND, FEATURES, fit_types, measure, stain_bins
 
 ORGANS = Path(__file__).resolve().parents[3] / "../shared/data/tcga_organs"
-GLASS = vectors.StainFit(
-    "macenko", "reference", "", 0, np.full(3, 245.0), vectors.REFERENCE, vectors.REFERENCE_P99
+GLASS = stain_fit.StainFit(
+    "macenko", "reference", "", 0, np.full(3, 245.0), REFERENCE, REFERENCE_P99
 )
 
 
@@ -27,7 +28,7 @@ def measured(phantom: Phantom, mark: str = "") -> pd.DataFrame:
     rows = []
     for index, (_, tiles) in enumerate(truth.groupby("slide_id", sort=False)):
         images = render(phantom, index)
-        fit = vectors.fit_slide(images.reshape(-1, 3)[::3], "macenko")
+        fit = stain_fit.fit_slide(images.reshape(-1, 3)[::3], "macenko")
         rows += [measure(image, fit) for image in images[: len(tiles)]]
     table = pd.DataFrame(rows, columns=list(FEATURES), index=mark + truth["path"])
     columns = truth[["slide_id", "tile_label"]].set_axis(table.index)
@@ -135,13 +136,13 @@ def test_measures_know_the_picture() -> None:
 
 def stains(p99_h: list[float], **changed: list[str]) -> pd.DataFrame:
     fits = {
-        f"{i:02d}": vectors.StainFit(
-            "macenko", "estimated", "", 9000, np.full(3, 245.0), vectors.REFERENCE,
+        f"{i:02d}": stain_fit.StainFit(
+            "macenko", "estimated", "", 9000, np.full(3, 245.0), REFERENCE,
             np.array([value, 1.0]),
         )
         for i, value in enumerate(p99_h)
     }  # fmt: skip
-    return vectors.to_table(fits).assign(**changed)
+    return stain_fit.to_table(fits).assign(**changed)
 
 
 def test_stain_bins_are_thirds_of_the_slides() -> None:
@@ -164,7 +165,7 @@ def test_reference_values_and_exchanged_files_are_bins_of_their_own() -> None:
     table = stains(
         [1, 2, 3, 9],
         source=["estimated", "estimated", "estimated", "reference"],
-        note=[f"{vectors.EXCHANGED} in the files; vectors in file order", "", "", "too flat"],
+        note=[f"{stain_fit.EXCHANGED} in the files; vectors in file order", "", "", "too flat"],
     )
     bins = stain_bins(table).set_index("slide_id")
     assert list(bins["stain:reference values"]) == [0, 0, 0, 1]

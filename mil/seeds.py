@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["derive", "generator", "of_rows"]
+__all__ = ["derive", "generator", "of_rows", "uniform"]
 
 
 def derive(seed: int, *names: object) -> int:
@@ -29,10 +29,23 @@ def of_rows(seed: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
 
     SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195) of the row's place.
     """
+    return _split_mix(np.uint64(seed), rows)
+
+
+def uniform(seeds: npt.NDArray[np.uint64], n_draws: int) -> npt.NDArray[np.float64]:
+    """The first ``n_draws`` numbers of each seed's SplitMix64 stream, ``(n, n_draws)``.
+
+    From 0 to below 1; a draw depends on its seed and its place alone.
+    """
+    bits = _split_mix(seeds[:, None], np.arange(n_draws))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _split_mix(
+    seed: np.uint64 | npt.NDArray[np.uint64], place: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
     with np.errstate(over="ignore"):
-        z = np.uint64(seed) + (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
+        z = seed + (place.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))

@@ -25,7 +25,7 @@ from mil.encoders import TileEncoder, check_name
 from mil.encoders.augment import centre_view, random_view
 from mil.models import new_aggregator, new_encoder
 from mil.pixels import Pixels, Tiles
-from mil.seeds import derive, generator
+from mil.seeds import derive, generator, of_rows
 from splits.artifacts import digest, is_current, write_json
 from splits.errors import InputError
 
@@ -179,14 +179,13 @@ def _fine_tune(
     n_batches = max(1, round(len(rows) / train.batch_size))
 
     def views(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        rng = generator(seed, "view", epoch)
-        order = rng.permutation(len(rows))
+        order = generator(seed, "order", epoch).permutation(len(rows))
         for part in np.array_split(order, n_batches):
             chosen = rows[np.sort(part)]
             view = random_view(
                 torch.from_numpy(tiles[chosen]),
                 config.encoder.image_px,
-                rng,
+                of_rows(derive(seed, "view", epoch), chosen),
                 optical=optical,
                 **train.augment.model_dump(),
             )

@@ -14,7 +14,7 @@ from mil.config import Config
 from mil.data import cache
 from mil.encoders.augment import centre_view, random_view
 from mil.report.preview import preview
-from mil.seeds import generator
+from mil.seeds import derive, generator, of_rows
 from mil.stain.channels import CHANNELS
 from mil.stain.slides import fit_stains
 from splits.images import read_tile
@@ -43,13 +43,15 @@ def preview_run(run: Path, config: Config, progress: prepare.Progress | None = N
     )
     blocks = cache.render(root, chosen, stains, encoder.channels, size_px=encoder.resize_px)
     tiles = torch.from_numpy(np.concatenate(list(blocks)))
-    rng = generator(config.seed, "preview")
-    optical = encoder.channels != "rgb"
     views = [
         random_view(
-            tiles, encoder.image_px, rng, optical=optical, **config.train.augment.model_dump()
+            tiles,
+            encoder.image_px,
+            of_rows(derive(config.seed, "preview", view), np.arange(len(tiles))),
+            optical=encoder.channels != "rgb",
+            **config.train.augment.model_dump(),
         )
-        for _ in range(_N_VIEWS)
+        for view in range(_N_VIEWS)
     ]
     seen = centre_view(tiles, encoder.image_px)
     panels: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""Encoders: names, input channels, the projection of RGB filters, and augmentation."""
+"""Encoders: names, input channels, the projection of RGB filters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from mil.encoders import ENCODERS, create
 from mil.encoders.adapt import TYPICAL_MEAN, TYPICAL_STD, adapt_first_layer
-from mil.encoders.augment import centre_view, random_view
 from mil.stain.channels import CHANNELS
 from mil.stain.separate import UNIT
 from mil.stain.vectors import REFERENCE, REFERENCE_P99
@@ -123,57 +122,3 @@ def test_an_adapted_encoder_is_rebuilt_from_its_own_weights(checkpoint: Path) ->
     with torch.inference_mode():
         assert torch.equal(encoder.embed(tiles), empty.embed(tiles))
     assert encoder.mean.tolist() == pytest.approx([UNIT * m for m in TYPICAL_MEAN])
-
-
-def random_tiles(n: int = 8, size: int = 24) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 2, size, size), dtype=torch.uint8)
-
-
-def test_no_augmentation_is_the_tile() -> None:
-    x = random_tiles()
-    assert torch.allclose(random_view(x, 24, np.random.default_rng(0)), x.float(), atol=1e-2)
-    assert torch.equal(centre_view(x, 24), x.float())
-    assert torch.equal(centre_view(x, 20), x[..., 2:22, 2:22].float())
-
-
-def test_flips_and_turns_are_exact_members_of_the_dihedral_group() -> None:
-    x = random_tiles(64, 9)
-    views = random_view(x, 9, np.random.default_rng(0), horizontal_flip=True, quarter_turns=True)
-    seen = set()
-    for tile, view in zip(x.float(), views, strict=True):
-        group = [torch.rot90(m, k, (1, 2)) for m in (tile, tile.flip(2)) for k in range(4)]
-        matches = [i for i, member in enumerate(group) if torch.allclose(member, view, atol=0.05)]
-        assert len(matches) == 1
-        seen.add(matches[0])
-    assert seen == set(range(8))
-
-
-def test_crops_stay_inside_the_tile() -> None:
-    ramp = torch.arange(64.0).repeat(64, 1)
-    x = torch.stack([ramp, ramp.T]).byte()[None].repeat(200, 1, 1, 1)
-    views = random_view(x, 16, np.random.default_rng(0), crop_scale=(0.1, 1), crop_ratio=(0.7, 1.4))
-    assert views.min() >= 0
-    assert views.max() <= 63
-    span = views[:, 0].amax((1, 2)) - views[:, 0].amin((1, 2))
-    assert span.min() < 30 < span.max()
-
-
-def test_stain_jitter_keeps_order_and_stays_in_range() -> None:
-    x = random_tiles(4)
-    for optical in (True, False):
-        view = random_view(x, 24, np.random.default_rng(0), stain_jitter=0.5, optical=optical)
-        assert view.min() >= 0
-        assert view.max() <= 255
-        for before, after in zip(
-            x.flatten(2).flatten(0, 1), view.flatten(2).flatten(0, 1), strict=True
-        ):
-            order = before.argsort()
-            assert (after[order].diff() >= -0.05).all()
-
-
-def test_views_follow_from_the_generator() -> None:
-    x = random_tiles()
-    settings = {"crop_scale": (0.3, 1.0), "horizontal_flip": True, "stain_jitter": 0.2}
-    a, b, c = (random_view(x, 16, np.random.default_rng(s), **settings) for s in (1, 1, 2))  # type: ignore[arg-type]
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)

@@ -279,6 +279,9 @@ class Compute(_Section):
     """``auto``: bfloat16 where the hardware has it, else float32."""
     threads: PositiveInt | None = None
     """CPU threads; None takes all cores."""
+    compile: bool = False
+    """Compile a finished encoder before it reads tiles: half a minute once, then about twice as
+    fast. On a CPU it needs a C++ compiler, and says so where there is none."""
 
 
 class Config(_Section):

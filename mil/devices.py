@@ -1,8 +1,10 @@
-"""The device and precision that models run with, through Lightning Fabric."""
+"""The device, precision and memory that models run with, through Lightning Fabric."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,7 +17,7 @@ from lightning_fabric.strategies import DDPStrategy
 from mil.config import Compute
 from splits.errors import InputError
 
-__all__ = ["fabric", "first", "memory"]
+__all__ = ["fabric", "first", "keep_memory", "memory", "weight_dtype"]
 
 T = TypeVar("T")
 
@@ -24,7 +26,7 @@ _LONGEST_WAIT: Final = timedelta(days=2)
 
 
 def fabric(compute: Compute, *, processes: int | None = None) -> Fabric:
-    """Fabric with its processes started; sets the number of CPU threads.
+    """Fabric with its processes started; on a CPU sets threads and calls :func:`keep_memory`.
 
     With several processes (``compute.devices`` times ``compute.nodes``) it starts the others of
     this machine by running the same command again, unless ``torchrun`` or SLURM started them.
@@ -44,6 +46,8 @@ def fabric(compute: Compute, *, processes: int | None = None) -> Fabric:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         if torch.backends.mps.is_available():
             accelerator = "mps"
+    if accelerator == "cpu":
+        keep_memory()
     half = compute.precision == "bfloat16" or (
         compute.precision == "auto" and _has_bfloat16(accelerator)
     )
@@ -61,6 +65,28 @@ def fabric(compute: Compute, *, processes: int | None = None) -> Fabric:
     )
     many.launch()
     return many
+
+
+def weight_dtype(fabric: Fabric) -> torch.dtype:
+    """The type in which a model that only reads keeps its weights on this fabric."""
+    return torch.bfloat16 if "bf16" in str(fabric._precision.precision) else torch.float32
+
+
+def keep_memory() -> bool:
+    """Keep freed memory for the next step instead of returning it to the system.
+
+    A step frees and asks for the same large blocks; glibc maps each anew, and the kernel clears
+    every page again. ``python benchmarks/training.py`` prints what it is worth. The process then
+    holds its peak until it ends.
+
+    Returns:
+        Whether the C library took it: glibc does; musl, macOS and Windows have no such switch.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    # <malloc.h>: M_MMAP_MAX is -4, M_TRIM_THRESHOLD is -1.
+    return bool(libc.mallopt(-4, 0)) and bool(libc.mallopt(-1, 2**31 - 1))
 
 
 def _has_bfloat16(accelerator: str) -> bool:

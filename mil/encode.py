@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from mil.data.images import decode, in_threads
 from mil.data.store import Features, open_features, save_features, start_features, write_rows
 from mil.devices import memory
 from mil.encoders import TileEncoder, create
-from mil.encoders.augment import centre_view
+from mil.encoders.inference import Reader, fast
 from mil.encoders.weights import origin_digest
 from mil.pixels import Tiles
 from mil.prepare import EMBEDDING, Progress, data_root, read_tiles, scanned_table
@@ -43,16 +44,30 @@ __all__ = [
     "features",
     "fold_meta",
     "read_features",
+    "reader",
     "write_scores",
 ]
 
+Say = Callable[[str], object]
 
-def embed(
-    encoder: TileEncoder, tiles: Tiles, image_px: int, fabric: Fabric, *, batch: int
-) -> Features:
-    """Embeddings ``(n_tiles, dim)`` float32 of tiles, in eval mode, ``batch`` at a time."""
-    blocks = _embeddings(encoder, tiles, range(len(tiles)), image_px, fabric, batch)
-    return np.concatenate(list(blocks))
+
+def reader(
+    encoder: TileEncoder, config: Config, fabric: Fabric, say: Say = warnings.warn
+) -> Reader:
+    """The fast form of a finished encoder, as the config asks for it."""
+    return fast(
+        encoder,
+        fabric,
+        config.encoder.image_px,
+        batch=config.compute.encode_batch,
+        compiled=config.compute.compile,
+        say=say,
+    )
+
+
+def embed(read: Reader, tiles: Tiles, batch: int) -> Features:
+    """Embeddings ``(n_tiles, dim)`` float32 of tiles, ``batch`` at a time."""
+    return np.concatenate(list(_embeddings(read, tiles, range(len(tiles)), batch)))
 
 
 def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -> None:
@@ -88,14 +103,15 @@ def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -
         checkpoint=weights,
         args=settings.args,
     )
-    fabric, n_batch = devices.fabric(config.compute, processes=1), config.compute.encode_batch
+    n_batch = config.compute.encode_batch
+    embedder = reader(encoder, config, devices.fabric(config.compute, processes=1))
     advance = progress("embedding", len(names)) if progress else None
     read = partial(decode, data_root(run, config), size_px=settings.image_px)
     images = in_threads(read, names, config.compute.threads)
     parts = []
     while block := list(islice(images, n_batch)):
         tiles = np.stack(block).transpose(0, 3, 1, 2)
-        parts.append(embed(encoder, tiles, settings.image_px, fabric, batch=n_batch))
+        parts.append(embed(embedder, tiles, n_batch))
         if advance is not None:
             advance(len(block))
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -110,6 +126,7 @@ def features(
     encoder: TileEncoder,
     tiles: Tiles,
     fabric: Fabric,
+    say: Say,
     card: dict[str, Any],
     digests: dict[str, str],
 ) -> None:
@@ -124,6 +141,7 @@ def features(
         encoder: With the weights to use.
         tiles: What it sees.
         fabric: Device, precision and processes.
+        say: Called with a line where the encoder cannot be compiled.
         card: Encoder card; its ``slides_seen`` is what protects the aggregators.
         digests: Of the encoder and its input; equal digests mean equal features, so folds that
             share a frozen encoder share one file (a hard link where the disk allows it).
@@ -144,9 +162,8 @@ def features(
     if fabric.is_global_zero:
         start_features(partial, (len(tiles), encoder.dim))
     fabric.barrier()
-    blocks = _embeddings(
-        encoder, tiles, mine, config.encoder.image_px, fabric, config.compute.encode_batch
-    )
+    embedder = reader(encoder, config, fabric, say)
+    blocks = _embeddings(embedder, tiles, mine, config.compute.encode_batch)
     write_rows(partial, mine.start, blocks)
     fabric.barrier()
     if fabric.is_global_zero:
@@ -222,16 +239,12 @@ def read_features(run: Path, key: str, *, unseen: set[str]) -> Features:
     return open_features(_file(run, key), n_tiles=len(table))
 
 
-def _embeddings(
-    encoder: TileEncoder, tiles: Tiles, rows: range, image_px: int, fabric: Fabric, batch: int
-) -> Iterator[Features]:
+def _embeddings(read: Reader, tiles: Tiles, rows: range, batch: int) -> Iterator[Features]:
     """Embeddings of consecutive rows, a batch at a time."""
-    encoder.eval().to(fabric.device)
     for start in range(rows.start, rows.stop, batch):
         block = torch.from_numpy(np.array(tiles[start : min(start + batch, rows.stop)]))
-        with torch.inference_mode(), fabric.autocast(), memory("compute.encode_batch"):
-            view = centre_view(block.to(fabric.device), image_px)
-            yield encoder.embed(view).float().cpu().numpy()
+        with memory("compute.encode_batch"):
+            yield read(block).float().cpu().numpy()
 
 
 def _enter(run: Path, key: str, card: Mapping[str, Any], digests: Mapping[str, str]) -> None:

@@ -93,13 +93,8 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
         pixels = _pixels(folder, table, config)
         answers: dict[str, list[tuple[Matrix, Matrix | None]]] = {}
         for models in everyone:
-            x = encode.embed(
-                models.encoder,
-                pixels,
-                config.encoder.image_px,
-                fabric,
-                batch=config.compute.encode_batch,
-            )
+            embedder = encode.reader(models.encoder, config, fabric)
+            x = encode.embed(embedder, pixels, config.compute.encode_batch)
             said = models.slides(torch.from_numpy(x), torch.tensor([0, len(x)]))
             for method, (votes, attention) in said.items():
                 answers.setdefault(method, []).append((votes.probabilities[0], attention))

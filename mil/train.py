@@ -163,7 +163,15 @@ class _Encoders:
         if not frozen:
             self._fine_tune(encoder, fold, key, card, of_weights)
         encode.features(
-            run, self.config, key, encoder, self.seen.tiles, self.fabric, card, of_features
+            run,
+            self.config,
+            key,
+            encoder,
+            self.seen.tiles,
+            self.fabric,
+            self.say,
+            card,
+            of_features,
         )
         if frozen:
             if self.fabric.is_global_zero:

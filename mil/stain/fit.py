@@ -130,7 +130,6 @@ def fit_slide(pixels: Pixels, method: str, sharpness: float = float("nan")) -> S
     if method not in METHODS:
         kind = "stain method"
         raise unknown(kind, method, list(METHODS))
-    estimator = METHODS[method]
     white = white_point(pixels)
     density = optical_density(pixels, white)
     coloured = is_tissue(density)
@@ -139,19 +138,7 @@ def fit_slide(pixels: Pixels, method: str, sharpness: float = float("nan")) -> S
     tissue = density[kept]
     n, n_coloured = len(tissue), int(coloured.sum())
     own = n / (n + PRIOR_PX) if n > 1 else 0.0
-    # Macenko's vectors tell for every method, so that all read the same file alike. A few pixels
-    # do not turn the reference round.
-    usual = macenko(tissue) if own else REFERENCE
-    exchanged = own >= 0.5 and not implausible(usual) and is_exchanged(usual)
-    reference = REFERENCE[:, ::-1] if exchanged else REFERENCE
-    source, vectors, rejected = "reference", reference, ""
-    if estimator is None:
-        source, vectors = "fixed", RUIFROK[:, ::-1] if exchanged else RUIFROK
-    elif own:
-        candidate = usual if estimator is macenko else estimator(tissue)
-        rejected = implausible(candidate)
-        if not rejected:
-            source, vectors = "estimated", unit(own * candidate + (1 - own) * reference)
+    source, vectors, exchanged, rejected = _vectors(tissue, METHODS[method], own)
     notes = []
     if own < 0.5:
         notes.append(f"{TOO_LITTLE}: {n} of {len(pixels)} pixels; {1 - own:.0%} reference")
@@ -184,6 +171,28 @@ def fit_slide(pixels: Pixels, method: str, sharpness: float = float("nan")) -> S
     p99 = np.maximum(p99, MIN_P99)
     note = "; ".join(notes)
     return StainFit(method, source, note, n, white, vectors, p99, colour, quality)
+
+
+def _vectors(
+    tissue: Floats, estimator: Callable[[Floats], Floats] | None, own: float
+) -> tuple[str, Floats, bool, str]:
+    """Source, vectors, whether red and blue are exchanged, and why the slide's own were rejected.
+
+    ``own`` is the weight of the slide against the reference.
+    """
+    # Macenko's vectors tell for every method, so that all read the same file alike. A few pixels
+    # do not turn the reference round.
+    usual = macenko(tissue) if own else REFERENCE
+    exchanged = own >= 0.5 and not implausible(usual) and is_exchanged(usual)
+    reference = REFERENCE[:, ::-1] if exchanged else REFERENCE
+    if estimator is None:
+        return "fixed", RUIFROK[:, ::-1] if exchanged else RUIFROK, exchanged, ""
+    if not own:
+        return "reference", reference, exchanged, ""
+    candidate = usual if estimator is macenko else estimator(tissue)
+    if rejected := implausible(candidate):
+        return "reference", reference, exchanged, rejected
+    return "estimated", unit(own * candidate + (1 - own) * reference), exchanged, ""
 
 
 def fit_tile(pixels: Pixels, white: Floats, fallback: Floats) -> tuple[Floats, Floats, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ def fabric(compute: Compute, *, processes: int | None = None) -> Fabric:
     ``precision: auto`` takes bfloat16 only where the hardware multiplies it: on a CPU without
     AVX-512 BF16 or AMX it is emulated and more than ten times slower than float32.
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells its precision
     alone = processes == 1 or compute.devices * compute.nodes == 1
     n_local = 1 if alone else compute.devices
     torch.set_num_threads(compute.threads or max(1, (os.cpu_count() or 1) // n_local))

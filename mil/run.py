@@ -14,6 +14,8 @@ from mil.phantom import Phantom
 from mil.pixels import pixels
 from mil.report.audit import audit_run
 from mil.report.identity import identify_run
+from mil.stain.quality import summary
+from mil.stain.slides import stain_table
 from splits.artifacts import digest, digests_of, is_current
 from splits.images import read_tile
 
@@ -67,6 +69,8 @@ def _train(
     def pixels_first() -> None:
         auditing.audit(path, config)
         pixels(path, config, progress, say)
+        if config.stain.method != "none" and (doubts := summary(stain_table(path, config))):
+            say(f"stain: {doubts}")
 
     def aggregators() -> None:
         train.aggregators(path, config, say)

@@ -20,7 +20,7 @@ if sys.argv[1] == "keep":
 def step():
     x = torch.ones(16_000_000)  # 64 MB
     del x
-for _ in range(5):
+for _ in range(20):  # blocks move about in the heap at first
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):

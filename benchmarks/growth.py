@@ -7,8 +7,8 @@ under other names, and the search for identity in pixels is off. Each number of 
 process of its own. Printed: seconds of scan, identity by names, stain vectors, the cache (on disk),
 its context map, and one pass over both in batches of 64; tiles a second of it all; the largest
 resident memory, what of it is beside the cache (a map's pages count as resident, though the system
-can take them back), and processor milliseconds a tile of all stages, which other work on the machine
-disturbs less than the clock.
+can take them back), and processor milliseconds a tile of all stages, which other work on the
+machine disturbs less than the clock.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def new_encoder(config: Config, classes: Sequence[str], *, load_weights: bool) -
     torch.manual_seed(config.seed)
     return create(
         settings.name,
-        n_channels=len(CHANNELS[settings.channels]),
+        n_channels=len(CHANNELS[settings.channels]) * len(settings.context),
         n_classes=len(classes),
         image_px=settings.image_px,
         pretrained=settings.pretrained,

@@ -49,7 +49,7 @@ def train_run(
     """Pixels, encoders, features, aggregators and their predictions, after a clean audit."""
     train.check(config)
     auditing.audit(path, config)
-    train.encoders(path, config, pixels(path, config, progress), say)
+    train.encoders(path, config, pixels(path, config, progress, say), say)
     train.aggregators(path, config, say)
     predict.predict_run(path, config)
 

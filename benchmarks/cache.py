@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from decode import TILE_PX, notebook, write_tiles
+from decode import TILE_PX, pillow, write_tiles
 
 from mil.data import cache
 from mil.data.context import Neighbourhood, Surroundings, places
@@ -101,7 +101,7 @@ def main() -> None:
             rates.setdefault("build context 4, 2 threads", []).append(rate)
             began = time.perf_counter()
             for tile in table["tile_id"][:44]:
-                notebook(root, tile)
+                pillow(root, tile)
             rate = 44 / (time.perf_counter() - began)
             rates.setdefault("Pillow, decode and resize, no stain", []).append(rate)
         print("| way | tiles/s |\n|---|---|")

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
 from mil.data.images import decode, in_threads, resize_tile
 from splits.images import read_image
@@ -41,11 +43,16 @@ def write_tiles(fields: Path, folder: Path, quality: int) -> list[str]:
     return names
 
 
-def notebook(folder: Path, name: str) -> np.ndarray:
+def pillow(folder: Path, name: str) -> np.ndarray:
     """Decode in full, then resize by antialiased bilinear."""
     with Image.open(folder / name) as image:
         full = image.convert("RGB")
         return np.asarray(full.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR))
+
+
+def notebook(folder: Path, name: str) -> torch.Tensor:
+    """The same and torchvision's ``ToTensor``, float32 of 0 to 1, as the founding notebook did."""
+    return to_tensor(pillow(folder, name).copy())
 
 
 def ours(folder: Path, name: str) -> np.ndarray:
@@ -58,7 +65,12 @@ def opencv(folder: Path, name: str) -> np.ndarray:
     return cv2.imread(str(folder / name), cv2.IMREAD_REDUCED_COLOR_2)
 
 
-WAYS = {"Pillow, decode and resize": notebook, "ours": ours, "OpenCV, half size": opencv}
+WAYS = {
+    "Pillow, decode and resize": pillow,
+    "the same and ToTensor": notebook,
+    "ours": ours,
+    "OpenCV, half size": opencv,
+}
 
 
 def speed(folder: Path, names: list[str], rounds: int) -> None:
@@ -82,7 +94,7 @@ def speed(folder: Path, names: list[str], rounds: int) -> None:
         print(f"| {way} | {rate:.0f} | {rate / base:.2f} | {np.median(two[way]):.0f} |")
 
 
-def bound(read: Callable[[Path, str], np.ndarray], folder: Path) -> Callable[[str], np.ndarray]:
+def bound(read: Callable[[Path, str], object], folder: Path) -> Callable[[str], object]:
     """A way as a function of the name."""
     return lambda name: read(folder, name)
 
@@ -112,6 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = write_tiles(given.fields, folder, given.quality)

@@ -7,7 +7,8 @@ under other names, and the search for identity in pixels is off. Each number of 
 process of its own. Printed: seconds of scan, identity by names, stain vectors, the cache (on disk),
 its context map, and one pass over both in batches of 64; tiles a second of it all; the largest
 resident memory, what of it is beside the cache (a map's pages count as resident, though the system
-can take them back), and the time a tile as a multiple of the smallest cohort's.
+can take them back), and processor milliseconds a tile of all stages, which other work on the
+machine disturbs less than the clock.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def write_cohort(root: Path, n_tiles: int) -> None:
         (folder / name).write_bytes(encoded[place % len(encoded)])
 
 
-def measure(root: Path, run: Path, scale: int) -> tuple[dict[str, float], int, float, float]:
-    """Seconds of each stage, tiles, and memory in MB: the largest, and beside the cache."""
+def measure(root: Path, run: Path, scale: int) -> tuple[dict[str, float], float, int, float]:
+    """Seconds of each stage and of the processor, tiles, and the largest memory in MB."""
     from mil.pixels import pixels
     from mil.stain.slides import stain_table
 
@@ -76,15 +77,16 @@ def measure(root: Path, run: Path, scale: int) -> tuple[dict[str, float], int, f
         for start in range(0, len(tiles), 64):
             tiles[start : start + 64].max()
 
+    began = time.process_time()
     timed("scan", lambda: prepare.scan(run, config))
     timed("identity", lambda: prepare.identify(run, config))
     timed("stain", lambda: stain_table(run, config))
     timed("cache", lambda: pixels(run, config))
     timed("context", lambda: pixels(run, around))
     timed("pass", read_all)
+    processor = time.process_time() - began
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    kept = sum(path.stat().st_size for path in (run / "cache").rglob("tiles.npy")) / 2**20
-    return seconds, len(prepare.read_tiles(run)), largest, largest - kept
+    return seconds, processor, len(prepare.read_tiles(run)), largest
 
 
 def main() -> None:
@@ -94,8 +96,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=4)
     given = parser.parse_args()
     titles = ["tiles", *(f"{stage}, s" for stage in STAGES), "tiles/s", "memory, MB", "beside, MB"]
-    print(f"| {' | '.join([*titles, 'time a tile'])} |\n|{'---|' * (len(titles) + 1)}", flush=True)
-    first = 0.0
+    print(
+        f"| {' | '.join([*titles, 'CPU ms a tile'])} |\n|{'---|' * (len(titles) + 1)}", flush=True
+    )
     for n_tiles in given.tiles:
         with tempfile.TemporaryDirectory() as name:
             write_cohort(Path(name) / "tiles", n_tiles)
@@ -103,11 +106,11 @@ def main() -> None:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 paths = Path(name) / "tiles", Path(name) / "run"
                 answer = pool.submit(measure, *paths, given.context).result()
-        seconds, n, largest, beside = answer
-        total = sum(seconds.values())
-        first = first or total / n
-        cells = [f"{n:,}", *(f"{seconds[stage]:.1f}" for stage in STAGES), f"{n / total:.0f}"]
-        cells += [f"{largest:,.0f}", f"{beside:,.0f}", f"{total / n / first:.2f}"]
+        seconds, processor, n, largest = answer
+        kept = n * 2 * 2 * PX**2 / 2**20
+        cells = [f"{n:,}", *(f"{seconds[stage]:.1f}" for stage in STAGES)]
+        cells += [f"{n / sum(seconds.values()):.0f}", f"{largest:,.0f}", f"{largest - kept:,.0f}"]
+        cells.append(f"{1e3 * processor / n:.2f}")
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -175,11 +175,11 @@ def _folder(run: Path, config: Config, scale: int, digests: Mapping[str, str]) -
 def _place(config: Config, n_bytes: int, n_missing: int, run: Path) -> str:
     """``ram``, ``disk`` or ``off``: what was asked for, or what ``auto`` comes to."""
     asked = config.compute.cache
+    if asked == "off":
+        return asked
     folder = config.compute.cache_dir or run
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if asked == "off":
-        return asked
     if n_missing > _ON_DISK * free:
         if asked == "auto":
             return "off"

@@ -39,6 +39,7 @@ __all__ = ["Neighbourhood", "Places", "Surroundings", "name_positions", "places"
 _FORM: Final = 1  # part of the digest: changed contexts must not pass for the old ones
 _RASTER = 16  # samples a side of a tile, of what its context covers
 
+_SAME_PX: Final = 2  # difference in side of tiles that are one size
 _TIE: Final = 1e-6  # halves of a pixel are rounded the same way for all neighbours
 
 Floats = npt.NDArray[np.float64]
@@ -83,6 +84,9 @@ def places(table: pd.DataFrame) -> Places:
     corner = table[["x_px", "y_px"]].to_numpy(dtype=np.float64, na_value=np.nan)
     size = table[["width_px", "height_px"]].to_numpy(dtype=np.float64)
     field = _fields(table)
+    # Tiles that lack the overlap at the border of a Deep Zoom grid would leave lines of glass.
+    typical = pd.DataFrame(size).groupby(field).transform("median").to_numpy()
+    size = np.where(np.abs(size - typical) <= _SAME_PX, typical, size)
     slide = pd.factorize(table["slide_id"])[0]
     found = [None if window_of(name) else locate(clean(name)) for name in names]
     on_grid = np.array(
@@ -94,9 +98,7 @@ def places(table: pd.DataFrame) -> Places:
             corner[row] = at.col or 0, at.row or 0
         elif at is not None and at.downsample != 1 and (at.x, at.y) == (*corner[row],):
             per_px[row] = at.downsample
-    if on_grid.any():
-        typical = pd.DataFrame(size).groupby(field).transform("median").to_numpy()
-        corner[on_grid] *= typical[on_grid]
+    corner[on_grid] *= typical[on_grid]
     lost = np.isnan(corner).any(axis=1)
     if lost.any():
         first = min(itertools.compress(names, lost))

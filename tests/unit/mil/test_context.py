@@ -116,6 +116,10 @@ def test_places_on_a_grid_and_downsampled_coordinates() -> None:
     table = tile_table.check(table.assign(width_px=PX, height_px=PX))
     hood = Neighbourhood(places(table), 3)
     assert hood.covered[table["tile_id"] == "s_files/11/1_1.jpeg"] == pytest.approx(1)
+    # At its border the overlap of a pixel is missing: no line of glass may show between tiles.
+    table.loc[table["tile_id"].str.contains("/0_"), "width_px"] = PX - 1
+    full = np.full((9, 1, PX, PX), 255, np.uint8)
+    assert (around(table, full, 3)[:][4] == 255).all()
     # A stated downsample counts where overlapping tiles would look like touching ones.
     names = [f"s [d=4,x={x},y=0,w=64,h=64].png" for x in (0, 32, 64, 96)]
     table = pd.DataFrame({"tile_id": names, "slide_id": "s", "x_px": [0, 32, 64, 96], "y_px": 0})

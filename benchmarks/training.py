@@ -59,6 +59,7 @@ def macenko(tile: np.ndarray) -> np.ndarray:
     tissue = density[(density >= 0.15).all(axis=1)]
     try:
         _, vectors = np.linalg.eigh(np.cov(tissue.T))
+        vectors = vectors * np.where(vectors[0] < 0, -1, 1)
         plane = tissue @ vectors[:, 1:]
         angle = np.arctan2(plane[:, 1], plane[:, 0])
         ends = [
@@ -85,7 +86,8 @@ def notebook(root: Path, names: list[str], batch: int, n_steps: int) -> Turn:
         for _ in range(n_steps):
             views, target = [], []
             for i in rng.integers(len(names), size=batch):
-                image = Image.open(root / names[i]).convert("RGB").resize((CACHE_PX, CACHE_PX))
+                image = Image.open(root / names[i]).convert("RGB")
+                image = image.resize((CACHE_PX, CACHE_PX), Image.Resampling.BILINEAR)
                 tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
                 clock.lap("load")
                 pixels = (tensor.permute(1, 2, 0).numpy() * 255).astype(np.uint8)

@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 from mil import devices
 from mil.cohort import Fold
 from mil.config import Config
+from mil.data import images as decoding
 from mil.data.images import decode, in_threads
 from mil.data.store import Features, open_features, save_features, start_features, write_rows
 from mil.devices import memory
@@ -88,7 +89,9 @@ def embed_scanned(run: Path, config: Config, progress: Progress | None = None) -
     fields = {"name", "args", "image_px", "pretrained"}
     asked = settings.model_dump(mode="json", include=fields)
     weights = settings.checkpoint
-    made_from = digest([digests_of(scanned), asked, origin_digest(settings.name, weights)])
+    made_from = digest(
+        [decoding.FORM, digests_of(scanned), asked, origin_digest(settings.name, weights)]
+    )
     path = run / EMBEDDING
     if path.exists():
         with np.load(path) as made:

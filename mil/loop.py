@@ -53,12 +53,12 @@ SCHEDULES: Final[Registry[Schedule]] = Registry("schedule")
 
 @OPTIMIZERS.register("sgd")
 def _sgd(params: Any, lr: float, weight_decay: float, momentum: float = 0.9) -> Any:
-    return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=True)
 
 
 @OPTIMIZERS.register("adamw")
 def _adamw(params: Any, lr: float, weight_decay: float) -> Any:
-    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
+    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 @SCHEDULES.register("constant")

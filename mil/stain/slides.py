@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mil.config import Config
+from mil.data import images as decoding
 from mil.data.images import decode, in_threads
 from mil.prepare import Progress, data_root, read_tiles
 from mil.stain.density import Pixels, sample_pixels
@@ -100,7 +101,13 @@ def sharpness(tiles: Sequence[Pixels]) -> float:
 
 def stain_digests(run: Path, config: Config) -> dict[str, str]:
     """What the stain table of a run is made from."""
-    settings = [_FORM, config.stain.model_dump(mode="json"), config.encoder.resize_px, config.seed]
+    settings = [
+        _FORM,
+        decoding.FORM,
+        config.stain.model_dump(mode="json"),
+        config.encoder.resize_px,
+        config.seed,
+    ]
     identity = digests_of(run / "tiles.parquet")["identity"]
     return {"identity": identity, "stain": digest(settings)}
 

@@ -30,7 +30,7 @@ from mil import devices
 from mil.config import Compute
 from mil.encoders import TileEncoder, create
 from mil.encoders.augment import centre_view, random_view
-from mil.encoders.inference import BATCH, fast
+from mil.encoders.inference import fast
 from mil.seeds import of_rows
 
 N_TILES, N_VIEWS = 256, 3
@@ -42,7 +42,7 @@ def encoder_of(name: str, tiles: np.ndarray) -> TileEncoder:
     """ResNet18 from scratch or Lite0 with its published weights, on H and E."""
     torch.manual_seed(0)
     weights = LITE0 if name != "resnet18" else None
-    encoder = create(name, n_channels=2, n_classes=2, image_px=IMAGE_PX, checkpoint=weights)
+    encoder = create(name, channels="he", n_classes=2, image_px=IMAGE_PX, checkpoint=weights)
     if weights is None:
         with torch.no_grad():
             encoder.train()

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mil import devices, loop
 from mil.config import Augment, Compute
-from mil.data import cache
+from mil.data.sources import Streamed
 from mil.encoders import create
 from mil.encoders.augment import random_view
 from mil.seeds import of_rows
@@ -124,7 +124,7 @@ def ours(
         devices.keep_memory = lambda: False
     fabric = devices.fabric(Compute(device="cpu", precision=precision))
     torch.manual_seed(0)
-    encoder = create(name, n_channels=2, n_classes=N_CLASSES, image_px=IMAGE_PX)
+    encoder = create(name, channels="he", n_classes=N_CLASSES, image_px=IMAGE_PX)
     encoder = encoder.to(memory_format=torch.channels_last)
     optimizer = loop.OPTIMIZERS.create(
         "adamw", params=encoder.parameters(), lr=5e-4, weight_decay=0.01
@@ -178,8 +178,7 @@ def build(root: Path, names: list[str]) -> tuple[Path, float]:
     table = pd.DataFrame({"tile_id": names, "slide_id": [n.split("/")[0] for n in names]})
     began = time.perf_counter()
     stains = fit_stains(root, table, "macenko", size_px=CACHE_PX, seed=0)
-    blocks = cache.render(root, table, stains, "he", size_px=CACHE_PX)
-    np.save(root / "tiles.npy", np.concatenate(list(blocks)))
+    np.save(root / "tiles.npy", Streamed(root, table, stains, "he", size_px=CACHE_PX)[:])
     return root / "tiles.npy", time.perf_counter() - began
 
 

@@ -33,6 +33,8 @@ from mil.encoders.augment import centre_view, random_view
 from mil.encoders.inference import fast
 from mil.seeds import of_rows
 
+BATCH = 64
+
 N_TILES, N_VIEWS = 256, 3
 LITE0 = Path(__file__).resolve().parents[1] / "../shared/models"
 LITE0 = LITE0 / "tf_efficientnet_lite0_imagenet.safetensors"

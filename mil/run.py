@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from mil import auditing, devices, evaluate, predict, prepare, report, settings, tissue, train
 from mil.config import Config, Data, Encoder, Split, Train
 from mil.phantom import Phantom
-from mil.pixels import pixels
+from mil.pixels import Pixels, pixels
 from mil.report.audit import audit_run
 from mil.report.identity import identify_run
 from mil.stain.quality import summary
@@ -66,19 +66,21 @@ def _train(
 ) -> None:
     """One process makes the pixels and trains the aggregators, all train the encoders."""
 
-    def pixels_first() -> None:
+    def pixels_first() -> Pixels:
         auditing.audit(path, config)
-        pixels(path, config, progress, say)
+        seen = pixels(path, config, progress, say)
         if config.stain.method != "none" and (doubts := summary(stain_table(path, config))):
             say(f"stain: {doubts}")
+        return seen
 
     def aggregators() -> None:
         train.aggregators(path, config, say)
         predict.predict_run(path, config)
 
-    devices.first(fabric, pixels_first)
+    made = devices.first(fabric, pixels_first)
     said = say if fabric.is_global_zero else _silent
-    train.encoders(path, config, pixels(path, config), fabric, said)
+    # The other processes open what the first has made.
+    train.encoders(path, config, made or pixels(path, config), fabric, said)
     devices.first(fabric, aggregators)
 
 

@@ -222,11 +222,8 @@ def _views(
 def _slide_scores(logits: Tensor, fold: Fold, rows: Rows) -> dict[str, float]:
     """Loss and accuracy of slides by the mean probability of their tiles; of tiles beside it."""
     probability = logits.double().softmax(1).numpy()
-    code, slides = pd.factorize(fold.slide_of[rows])
-    mean = np.zeros((len(slides), probability.shape[1]))
-    np.add.at(mean, code, probability)
-    mean /= np.bincount(code)[:, None]
-    label = np.array([fold.labels[name] for name in slides])
+    slides = pd.DataFrame(probability).groupby(fold.slide_of[rows]).mean()
+    mean, label = slides.to_numpy(), np.array([fold.labels[name] for name in slides.index])
     of_label = np.maximum(mean[np.arange(len(slides)), label], np.finfo(np.float64).tiny)
     right = (probability.argmax(1) == fold.target[rows]) * slide_weights(fold, rows)
     return {

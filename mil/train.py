@@ -83,7 +83,10 @@ def encoders(run: Path, config: Config, seen: Pixels, fabric: Fabric, say: Say =
         fabric: Device, precision and processes.
         say: Called with one line a finished step.
     """
-    stage = _Encoders(run, config, seen, fabric, say)
+    named = config.encoder.model_dump(mode="json", exclude={"checkpoint"})
+    # Published weights count by their content, wherever they lie.
+    origin = origin_digest(config.encoder.name, config.encoder.checkpoint)
+    stage = _Encoders(run, config, seen, fabric, say, digest([named, origin]))
     for fold in folds_of(run, config):
         stage.of_fold(fold)
         if config.train.crossfit is not None:
@@ -144,6 +147,7 @@ class _Encoders:
     seen: Pixels
     fabric: Fabric
     say: Say
+    network: str  # digest of it and of its published weights
 
     def of_fold(self, fold: Fold) -> None:
         """The encoder of a fold, and what it makes of every tile."""
@@ -151,7 +155,7 @@ class _Encoders:
         base = {
             "identity": fold.identity,
             "pixels": self.seen.digest,
-            "encoder": self._encoder_digest(),
+            "encoder": self.network,
         }
         of_weights = {**base, "training": self._training(fold, key)}
         of_features = base if frozen else of_weights
@@ -249,12 +253,6 @@ class _Encoders:
             digests=digests,
             after_epoch=lambda line: self.say(f"fold {key}: encoder {line}"),
         )
-
-    def _encoder_digest(self) -> str:
-        """Of the network and the content of its published weights, wherever they lie."""
-        settings = self.config.encoder
-        named = settings.model_dump(mode="json", exclude={"checkpoint"})
-        return digest([named, origin_digest(settings.name, settings.checkpoint)])
 
     def _training(self, fold: Fold, key: str) -> str:
         """Digest of what the weights of an encoder depend on beside its input."""

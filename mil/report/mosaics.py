@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from mil.report.pictures import ReadTile
+from mil.report.pictures import ReadTile, jpeg_uri
 from splits.content.links import turned
 from splits.errors import SlidewiseError
 
@@ -158,7 +156,14 @@ def draw(
         covered[window] = True
     boxes = [(int(a), int(b), width, height) for a, b in zip(left, top, strict=True)]
     rows_px, columns_px = covered.shape
-    return Drawing(_jpeg(canvas), columns_px, rows_px, _holes(covered), tuple(boxes), n_unread)
+    return Drawing(
+        jpeg_uri(Image.fromarray(canvas)),
+        columns_px,
+        rows_px,
+        _holes(covered),
+        tuple(boxes),
+        n_unread,
+    )
 
 
 def _thinned(places: pd.DataFrame, step: int) -> pd.DataFrame:
@@ -198,12 +203,6 @@ def _small(
         return None
     image = Image.fromarray(np.ascontiguousarray(turned(pixels, cell.turn)))
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0))
-
-
-def _jpeg(canvas: npt.NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(canvas).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _holes(covered: npt.NDArray[np.bool_]) -> str:

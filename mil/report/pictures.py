@@ -17,7 +17,17 @@ from mil.report.inputs import Inputs, true_probability
 from mil.stain.vectors import concentrations
 from splits.errors import SlidewiseError
 
-__all__ = ["Picture", "ReadTile", "attended", "gallery", "read_or_none", "thumbnail", "tint"]
+__all__ = [
+    "Picture",
+    "ReadTile",
+    "attended",
+    "cut_text",
+    "gallery",
+    "jpeg_uri",
+    "read_or_none",
+    "thumbnail",
+    "tint",
+]
 
 ReadTile = Callable[[str], npt.NDArray[np.uint8]]
 SIDE_PX = 128
@@ -42,9 +52,21 @@ def thumbnail(rgb: npt.NDArray[np.uint8]) -> str:
     """A data URI of the picture (H, W, 3), its longer side at most 128 px."""
     image = Image.fromarray(rgb)
     image.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+    return jpeg_uri(image)
+
+
+def jpeg_uri(image: Image.Image, quality: int = 85) -> str:
+    """The picture as a JPEG in a data URI."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def cut_text(text: str, width_px: int, font: Any) -> str:
+    """Cut a line that is wider than the sheet."""
+    while len(text) > 1 and font.getlength(text) > width_px:
+        text = text[:-2] + "\u2026"
+    return text
 
 
 def tint(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from mil.report.pictures import tint
+from mil.report.pictures import cut_text, tint
 from mil.stain.vectors import REFERENCE
 from splits.artifacts import atomic
 from splits.errors import InputError
@@ -60,7 +60,7 @@ def preview(panels: Sequence[Mapping[str, Any]], path: Path) -> Path:
         draw.text((_GAP_PX + place * step, _GAP_PX), heading, fill=_SOFT, font=small)
     for line, (title, cells) in enumerate(rows):
         top = _GAP_PX + _TITLE_PX + line * (step + _TITLE_PX)
-        fitted = _fit(title, width - 2 * _GAP_PX, font)
+        fitted = cut_text(title, width - 2 * _GAP_PX, font)
         draw.text((_GAP_PX, top), fitted, fill=_INK, font=font)
         for place, (_, pixels) in enumerate(cells):
             image = Image.fromarray(pixels).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BILINEAR)
@@ -112,10 +112,3 @@ def _heading(name: str) -> str:
 
 def _is_rgb(names: list[str]) -> bool:
     return [name[:1].lower() for name in names] == ["r", "g", "b"]
-
-
-def _fit(text: str, width_px: int, font: Any) -> str:
-    """Cut a title that is wider than the sheet."""
-    while len(text) > 1 and font.getlength(text) > width_px:
-        text = text[:-2] + "\u2026"
-    return text

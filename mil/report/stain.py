@@ -6,8 +6,6 @@ vectors lie beside the reference.
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,11 +14,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from mil.report.inputs import Inputs
-from mil.report.pictures import ReadTile, read_or_none, tint
+from mil.report.pictures import ReadTile, cut_text, jpeg_uri, read_or_none, tint
 from mil.stain.density import optical_density
 from mil.stain.fit import StainFit, from_table
 from mil.stain.quality import summary
-from mil.stain.vectors import REFERENCE
+from mil.stain.vectors import REFERENCE, concentrations
 from splits.artifacts import atomic
 
 __all__ = ["StainSection", "section"]
@@ -77,10 +75,7 @@ def section(found: Inputs, read_tile: ReadTile | None) -> StainSection | None:
     sheet = _draw(rows)
     with atomic(path) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=88)
-    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return StainSection(sentence, uri, len(rows))
+    return StainSection(sentence, jpeg_uri(sheet, quality=88), len(rows))
 
 
 def _fullest(names: list[str], fit: StainFit, read_tile: ReadTile | None) -> Pixels | None:
@@ -107,8 +102,8 @@ def _draw(rows: list[tuple[str, StainFit, Pixels]]) -> Image.Image:
         words = fit.quality.flag or f"not flagged ({fit.quality.severity:.0%} of the nearest limit)"
         if fit.note:
             words += f"; note: {fit.note}"
-        draw.text((_GAP, top), _fit(slide, width - 2 * _GAP, font), _INK, font)
-        draw.text((_GAP, top + 18), _fit(words, width - 2 * _GAP, small), _SOFT, small)
+        draw.text((_GAP, top), cut_text(slide, width - 2 * _GAP, font), _INK, font)
+        draw.text((_GAP, top + 18), cut_text(words, width - 2 * _GAP, small), _SOFT, small)
         top += 2 * _TITLE - 8
         for place, pixels in enumerate(_columns(rgb, fit)):
             image = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
@@ -127,7 +122,7 @@ def _draw(rows: list[tuple[str, StainFit, Pixels]]) -> Image.Image:
 
 def _columns(rgb: Pixels, fit: StainFit) -> list[Pixels]:
     """RGB, both stains in the colour of their vectors, and their sum."""
-    amount = np.maximum(optical_density(rgb, fit.white) @ np.linalg.pinv(fit.vectors), 0.0)
+    amount = np.maximum(concentrations(rgb, fit.white, fit.vectors), 0.0)
     both = np.rint((fit.white + 1) * np.exp(-amount @ fit.vectors) - 1).clip(0, 255)
     stains = [tint(amount[..., i] / fit.p99[i], fit.vectors[i]) for i in range(2)]
     return [rgb, *stains, both.astype(np.uint8)]
@@ -159,10 +154,3 @@ def _plot(draw: ImageDraw.ImageDraw, left: int, top: int, fit: StainFit, font: A
 def _colour(vector: npt.NDArray[np.float64]) -> tuple[int, int, int]:
     red, green, blue = np.rint(_GLASS * np.exp(-_DENSITY * vector)).astype(int).tolist()
     return red, green, blue
-
-
-def _fit(text: str, width_px: int, font: Any) -> str:
-    """Cut a line that is wider than the sheet."""
-    while len(text) > 1 and font.getlength(text) > width_px:
-        text = text[:-2] + "\u2026"
-    return text

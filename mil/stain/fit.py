@@ -47,6 +47,7 @@ __all__ = [
     "EXCHANGED",
     "METHODS",
     "PRIOR_PX",
+    "SEPARATION",
     "TABLE_COLUMNS",
     "TOO_LITTLE",
     "StainFit",
@@ -71,10 +72,11 @@ TOO_LITTLE: Final = "too little tissue"
 EXCHANGED: Final = "red and blue look exchanged"
 
 _WORDS: Final = ("slide_id", "method", "source", "note", "flag", "n_tissue_px")
-_NUMBERS: Final = (
+SEPARATION: Final = (
     "white_r", "white_g", "white_b", "h_r", "h_g", "h_b", "e_r", "e_g", "e_b", "h_p99", "e_p99",
-    "lab_l", "lab_a", "lab_b", "lab_sd_l", "lab_sd_a", "lab_sd_b",
 )  # fmt: skip
+"""Columns of the stain table that hematoxylin and eosin follow from."""
+_NUMBERS: Final = (*SEPARATION, "lab_l", "lab_a", "lab_b", "lab_sd_l", "lab_sd_a", "lab_sd_b")
 _QUALITY: Final = tuple(part.name for part in fields(Quality) if part.name != "flag")
 TABLE_COLUMNS: Final = (*_WORDS, *_NUMBERS, *_QUALITY)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mil.stain.density import density_table
+from mil.stain.fit import SEPARATION
 from splits.errors import InputError
 
 __all__ = ["MAX_CONCENTRATION", "UNIT", "Separate", "decode"]
@@ -25,11 +26,7 @@ __all__ = ["MAX_CONCENTRATION", "UNIT", "Separate", "decode"]
 UNIT: Final = 170  # grey levels that stand for the 99th percentile of the slide
 MAX_CONCENTRATION: Final = 255 / UNIT  # 1.5: what the encoding can hold, in 99th percentiles
 
-
 _BLOCK_PX: Final = 32_768  # 0.8 MB of sums stay in the cache of a core
-_COLUMNS: Final = (
-    "white_r", "white_g", "white_b", "h_r", "h_g", "h_b", "e_r", "e_g", "e_b", "h_p99", "e_p99",
-)  # fmt: skip
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -78,7 +75,7 @@ class Separate(nn.Module):
         Raises:
             InputError: A column is missing, a slide is there twice, or a number is not usable.
         """
-        missing = [name for name in ("slide_id", *_COLUMNS) if name not in table.columns]
+        missing = [name for name in ("slide_id", *SEPARATION) if name not in table.columns]
         if missing or not len(table):
             message = f"not a stain table: {len(table)} rows, columns missing: {missing}"
             raise InputError(message)
@@ -87,7 +84,7 @@ class Separate(nn.Module):
         if repeated:
             message = f"slide {repeated[0]!r} is in the stain table more than once"
             raise InputError(message)
-        numbers = table[list(_COLUMNS)].to_numpy(dtype=np.float64)
+        numbers = table[list(SEPARATION)].to_numpy(dtype=np.float64)
         white, stain, p99 = numbers[:, :3], numbers[:, 3:9].reshape(-1, 2, 3), numbers[:, 9:]
         sound = np.isfinite(numbers).all(axis=1) & (white >= 0).all(axis=1) & (p99 > 0).all(axis=1)
         # Parallel vectors have no least-squares answer that tells the stains apart.

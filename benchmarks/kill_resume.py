@@ -94,7 +94,9 @@ def stage(run: Path) -> str:
 
 def hashes(run: Path) -> dict[str, str]:
     """SHA-256 of everything that a run learned and predicted."""
-    found = [*run.rglob("model.safetensors"), *run.rglob("fold*.npy"), *run.glob("*.parquet")]
+    # Other tables name the listing of the drawn files, and so when those were written.
+    tables = [run / f"{name}.parquet" for name in ("predictions", "tile_predictions", "attention")]
+    found = [*run.rglob("model.safetensors"), *run.rglob("fold*.npy"), *tables]
     return {
         path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in found

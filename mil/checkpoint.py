@@ -127,9 +127,14 @@ def resume(
         {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     )
     state = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:
+                # Laid out as the parameter (channels last): fused optimisers go by memory.
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             state["state"].setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(state)
     return Progress(**note)

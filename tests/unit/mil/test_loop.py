@@ -26,9 +26,17 @@ class Probe(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # Convolutions in channels last, as encoders are trained.
         self.layers = nn.Sequential(
-            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2)
-        )
+            nn.Unflatten(1, (1, 2, 2)),
+            nn.Conv2d(1, 4, 2, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 2),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(32, 2),
+        ).to(memory_format=torch.channels_last)
         self.modes: list[tuple[bool, bool]] = []
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from mil.config import Compute
-from splits.errors import InputError
+from splits.errors import InputError, SlidewiseError
 
-__all__ = ["fabric", "first", "keep_memory", "memory", "weight_dtype"]
+__all__ = ["fabric", "first", "keep_memory", "memory", "said_once", "weight_dtype"]
 
 T = TypeVar("T")
 
@@ -116,6 +116,17 @@ def first(fabric: Fabric, work: Callable[[], T]) -> T | None:
     if failed:
         raise SystemExit(1)
     return result
+
+
+@contextmanager
+def said_once(fabric: Fabric) -> Iterator[None]:
+    """An error that all processes meet at the same place is said by the first alone."""
+    try:
+        yield
+    except SlidewiseError as error:
+        if fabric.is_global_zero:
+            raise
+        raise SystemExit(error.exit_code) from error
 
 
 @contextmanager

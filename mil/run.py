@@ -80,7 +80,8 @@ def _train(
     made = devices.first(fabric, pixels_first)
     said = say if fabric.is_global_zero else _silent
     # The other processes open what the first has made.
-    train.encoders(path, config, made or pixels(path, config), fabric, said)
+    with devices.said_once(fabric):
+        train.encoders(path, config, made or pixels(path, config), fabric, said)
     devices.first(fabric, aggregators)
 
 

@@ -87,10 +87,18 @@ def encoders(run: Path, config: Config, seen: Pixels, fabric: Fabric, say: Say =
     # Published weights count by their content, wherever they lie.
     origin = origin_digest(config.encoder.name, config.encoder.checkpoint)
     stage = _Encoders(run, config, seen, fabric, say, digest([named, origin]))
-    for fold in folds_of(run, config):
+    folds, n_parts = list(folds_of(run, config)), config.train.crossfit
+    fewest = min(len({fold.group_of[s] for s in fold.slides["train"]}) for fold in folds)
+    if n_parts is not None and n_parts > fewest:
+        message = (
+            f"train.crossfit={n_parts}, and a fold has {fewest} groups of training slides that are "
+            f"never cut: allowed is 2 to {fewest}"
+        )
+        raise InputError(message)
+    for fold in folds:
         stage.of_fold(fold)
-        if config.train.crossfit is not None:
-            stage.crossfit(fold, config.train.crossfit)
+        if n_parts is not None:
+            stage.crossfit(fold, n_parts)
 
 
 def aggregators(run: Path, config: Config, say: Say = print) -> None:

@@ -60,9 +60,16 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert metrics[1]["n"] == metrics[0]["n"]
 
 
-def test_an_error_is_said_once(tmp_path: Path) -> None:
-    done = slidewise("compute.devices=2", "data.phantom=null", "data.root=nowhere", out=tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("data.phantom=null", "data.root=nowhere"), "nowhere"),  # one process meets it
+        (("train.crossfit=40",), "allowed is 2 to"),  # both do
+    ],
+)
+def test_an_error_is_said_once(tmp_path: Path, changes: tuple[str, ...], words: str) -> None:
+    done = slidewise("compute.devices=2", *changes, out=tmp_path)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert [line for line in lines if "nowhere" in line] == lines[-1:]
+    assert [line for line in lines if words in line] == lines[-1:]
     assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
@@ -66,7 +67,14 @@ def fabric(compute: Compute, *, processes: int | None = None) -> Fabric:
         precision=precision,
     )
     many.launch()
+    atexit.register(_leave)
     return many
+
+
+def _leave() -> None:
+    """Close the connection to the other processes; gloo's threads abort a process that does not."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def weight_dtype(fabric: Fabric) -> torch.dtype:

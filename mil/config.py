@@ -280,8 +280,8 @@ class Compute(_Section):
     threads: PositiveInt | None = None
     """CPU threads; None takes all cores."""
     compile: bool = False
-    """Compile a finished encoder before it reads tiles: half a minute once, then about twice as
-    fast. On a CPU it needs a C++ compiler, and says so where there is none."""
+    """Compile a finished encoder before it reads tiles: worth its twenty seconds for very many
+    tiles only. On a CPU it needs a C++ compiler, and says so where there is none."""
 
 
 class Config(_Section):

@@ -40,8 +40,8 @@ def fast(
         encoder: Trained encoder.
         fabric: Device and precision.
         image_px: Side of the centre square that the encoder sees.
-        compiled: Compile for batches of :data:`BATCH` with the weights as constants. Takes half a
-            minute and, on a CPU, a C++ compiler; without one it says so and goes on uncompiled.
+        compiled: Compile for batches of :data:`BATCH` with the weights as constants. Takes some
+            twenty seconds and, on a CPU, a C++ compiler; without one it says so and goes on uncompiled.
         say: Called with that line.
 
     Returns:

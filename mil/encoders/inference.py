@@ -41,7 +41,7 @@ def fast(
         fabric: Device and precision.
         image_px: Side of the centre square that the encoder sees.
         compiled: Compile for batches of :data:`BATCH` with the weights as constants. Takes some
-            twenty seconds and, on a CPU, a C++ compiler; without one it says so and goes on uncompiled.
+            twenty seconds and, on a CPU, a C++ compiler; without one it says so and goes on.
         say: Called with that line.
 
     Returns:

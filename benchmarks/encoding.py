@@ -2,6 +2,7 @@
 
 python benchmarks/encoding.py [--rounds 5]
 
+The eager ways run as torch runs them; ``fast`` also keeps its memory (``devices.keep_memory``).
 ResNet18 has random weights, its norms fitted to the tiles; EfficientNet-Lite0 those of
 ``../shared/models`` where they are. Classes are the slides that tiles were cut from, told apart by
 a linear head fitted on float32 embeddings of other tiles: decisions of each way are compared with
@@ -59,6 +60,8 @@ def encoder_of(name: str, tiles: np.ndarray) -> TileEncoder:
 def reader(encoder: TileEncoder, way: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Uint8 tiles -> embeddings, in one of the ways."""
     single = way == "float32 eager"
+    if way.endswith("eager"):
+        devices.keep_memory = lambda: False
     fabric = devices.fabric(Compute(device="cpu", precision="float32" if single else "auto"))
     if way.startswith("fast"):
         return fast(encoder, fabric, IMAGE_PX, compiled=way.endswith("compiled"))

@@ -324,8 +324,8 @@ class Compute(_Section):
     encode_batch: PositiveInt = 64
     """Tiles that are embedded at once."""
     compile: bool = False
-    """Compile a finished encoder before it reads tiles: half a minute once, then about twice as
-    fast. On a CPU it needs a C++ compiler, and says so where there is none."""
+    """Compile a finished encoder before it reads tiles: worth its twenty seconds for very many
+    tiles only. On a CPU it needs a C++ compiler, and says so where there is none."""
     cache: Literal["auto", "ram", "disk", "off"] = "auto"
     """Where decoded and stained tiles are kept: in memory (read from disk at the start), on disk,
     or nowhere (``off``: decoded anew whenever they are needed). ``auto``: in memory where they fill

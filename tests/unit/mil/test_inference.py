@@ -16,7 +16,7 @@ from mil import devices
 from mil.config import Compute
 from mil.encoders import TileEncoder, create
 from mil.encoders.augment import centre_view
-from mil.encoders.inference import fast
+from mil.encoders.inference import _Relu, fast
 
 IMAGE_PX = 48
 HALF = devices.weight_dtype(devices.fabric(Compute())) is torch.bfloat16
@@ -76,6 +76,15 @@ def test_in_half_precision_classes_stay(encoder: TileEncoder) -> None:
         classes, expected = (encoder.classify(x).argmax(1) for x in (found, wanted))
     assert 0.3 < expected.float().mean() < 0.7
     assert (classes == expected).float().mean() >= 0.995
+
+
+def test_relu_by_bits_is_relu() -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    numbers = every[~every.isnan()]
+    for inplace in (False, True):
+        x = numbers.clone()
+        assert torch.equal(_Relu(inplace=inplace)(x), numbers.relu())
+        assert torch.equal(x, numbers.relu() if inplace else numbers)
 
 
 def test_equal_calls_give_equal_bits_and_company_matters_by_rounding(encoder: TileEncoder) -> None:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mil.aggregators import AGGREGATORS
-from mil.aggregators.scaled import Scaled
+from mil.aggregators import AGGREGATORS, Aggregator
 from mil.aggregators.voting import Votes, mean_probability, plurality_vote
 from mil.checkpoint import load_weights
 from mil.config import Choice, Config
@@ -49,9 +48,9 @@ def new_encoder(config: Config, classes: Sequence[str], *, load_weights: bool) -
     )
 
 
-def new_aggregator(choice: Choice, dim: int, n_classes: int) -> Scaled:
-    """The aggregator of a config, behind its standardisation."""
-    return Scaled(AGGREGATORS.create(choice.name, dim=dim, n_classes=n_classes, **choice.args), dim)
+def new_aggregator(choice: Choice, dim: int, n_classes: int) -> Aggregator:
+    """The aggregator of a config."""
+    return AGGREGATORS.create(choice.name, dim=dim, n_classes=n_classes, **choice.args)
 
 
 def log_probabilities(encoder: TileEncoder, features: Features) -> npt.NDArray[np.float32]:
@@ -74,7 +73,7 @@ class Models:
     """
 
     encoder: TileEncoder
-    aggregators: dict[str, Scaled]
+    aggregators: dict[str, Aggregator]
     crossfit: bool
 
     @classmethod

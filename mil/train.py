@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,19 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
 
 from mil import devices, encode, loop
 from mil.aggregators import AGGREGATORS
+from mil.bag_training import fit_aggregator
 from mil.checkpoint import is_finished, load_weights, save_weights
 from mil.cohort import Fold, folds_of
 from mil.config import Config
-from mil.data.bags import Bags, Batch
 from mil.data.store import Features
 from mil.encoders import TileEncoder, check_name
 from mil.encoders.weights import origin_digest
-from mil.models import log_probabilities, new_aggregator, new_encoder
+from mil.models import log_probabilities, new_encoder
 from mil.pixels import Pixels
-from mil.seeds import derive, generator
+from mil.seeds import derive
 from mil.tile_training import fit_encoder, slide_weights, tile_logits
 from splits.artifacts import digest, write_json
 from splits.errors import InputError
@@ -105,44 +103,8 @@ def aggregators(run: Path, config: Config, say: Say = print) -> None:
     """Train every aggregator of the config on every fold's bags, in one process."""
     fabric = devices.fabric(config.compute, processes=1)
     for fold in folds_of(run, config):
-        features, made_from = encode.bag_features(run, config, fold)
-        bags = Bags(features, fold.rows_by_slide, fold.labels)
         for choice in config.mil.aggregators:
-            folder = run / "aggregators" / choice.name / f"fold{fold.number}"
-            settings = config.mil.model_dump(mode="json", exclude={"aggregators"})
-            digests = {
-                "features": made_from,
-                "split": fold.split,
-                "aggregator": digest([settings, choice.model_dump(mode="json"), config.seed]),
-            }
-            seed = derive(config.seed, "aggregator", choice.name, fold.number)
-            torch.manual_seed(seed)
-            model = new_aggregator(choice, bags.dim, len(fold.classes))
-            model.standardise(features[fold.rows("train")])
-            loop.fit(
-                model,
-                folder,
-                budget=loop.Budget(
-                    epochs=config.mil.epochs,
-                    lr=config.mil.lr,
-                    weight_decay=config.mil.weight_decay,
-                    patience=config.mil.patience,
-                    burn_in=config.mil.burn_in,
-                ),
-                fabric=fabric,
-                batches=partial(_bag_batches, bags, fold, config, seed),
-                loss=partial(_bag_loss, fabric.device),
-                validate=partial(_validate_bags, bags, fold, config, fabric.device),
-                seed=seed,
-                digests=digests,
-                card={
-                    "aggregator": choice.model_dump(mode="json"),
-                    "classes": fold.classes,
-                    "dim": bags.dim,
-                    "slides_seen": fold.slides["train"],
-                },
-                lower="mil.batch_tiles",
-            )
+            fit_aggregator(run, config, fold, choice, fabric)
             say(f"fold {fold.number}: {choice.name} trained")
 
 
@@ -315,32 +277,3 @@ def _probe(encoder: TileEncoder, fold: Fold, features: Features) -> None:
     with torch.no_grad():
         encoder.head.weight.copy_(torch.from_numpy(weight))
         encoder.head.bias.copy_(torch.from_numpy(bias - weight @ mean))
-
-
-def _bag_batches(
-    bags: Bags, fold: Fold, config: Config, seed: int, epoch: int, start: int
-) -> loop.Batches[Batch]:
-    plan = bags.plan(
-        fold.slides["train"],
-        max_tiles=config.mil.batch_tiles,
-        generator=generator(seed, "order", epoch),
-    )
-    return loop.Batches(len(plan), map(bags.batch, plan[start:]))
-
-
-def _bag_loss(device: torch.device, model: nn.Module, batch: Batch) -> Tensor:
-    batch = batch.to(device)
-    return F.cross_entropy(model(batch.x, batch.offsets).logits.float(), batch.label)
-
-
-def _validate_bags(
-    bags: Bags, fold: Fold, config: Config, device: torch.device, model: nn.Module
-) -> Mapping[str, float]:
-    loss, right, n = 0.0, 0, 0
-    for packed in bags.batches(fold.slides["val"], max_tiles=config.mil.batch_tiles):
-        batch = packed.to(device)
-        logits = model(batch.x, batch.offsets).logits.float()
-        loss += float(F.cross_entropy(logits, batch.label, reduction="sum"))
-        right += int((logits.argmax(1) == batch.label).sum())
-        n += len(batch)
-    return {"val_loss": loss / n, "val_accuracy": right / n}

@@ -8,25 +8,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 # A module enters its classes into the registry when it is imported.
 from mil.aggregators.attention import ABMIL, GatedABMIL
-from mil.aggregators.contract import AGGREGATORS, Output
+from mil.aggregators.contract import (
+    AGGREGATORS,
+    INSTANCE_LOSSES,
+    Aggregator,
+    InstanceLoss,
+    Output,
+)
 from mil.aggregators.pooling import MaxPooling, MeanPooling
+from splits.errors import InputError
 
 __all__ = [
     "ABMIL",
     "AGGREGATORS",
+    "INSTANCE_LOSSES",
+    "Aggregator",
     "GatedABMIL",
+    "InstanceLoss",
     "MaxPooling",
     "MeanPooling",
     "Output",
     "create",
+    "create_loss",
 ]
 
 
-def create(name: str, **args: Any) -> nn.Module:
+def create(name: str, **args: Any) -> Aggregator:
     """Build a trained aggregator.
 
     Weights are drawn from torch's global generator: seed it before.
@@ -39,3 +48,22 @@ def create(name: str, **args: Any) -> nn.Module:
         InputError: The name or an argument is unknown, missing or outside its range.
     """
     return AGGREGATORS.create(name, **args)
+
+
+def create_loss(name: str, aggregator: Aggregator, **args: Any) -> InstanceLoss | None:
+    """Build the loss on tiles that belongs to an aggregator; None where its paper has none.
+
+    Args:
+        name: The aggregator's entry of ``AGGREGATORS``.
+        aggregator: What :func:`create` built.
+        args: What the entry of ``INSTANCE_LOSSES`` lists.
+
+    Raises:
+        InputError: An argument is unknown or outside its range, or given to a method without loss.
+    """
+    if name in INSTANCE_LOSSES:
+        return INSTANCE_LOSSES.create(name, aggregator=aggregator, **args)
+    if args:
+        message = f"aggregator {name!r} has no instance loss: {', '.join(args)} given"
+        raise InputError(message)
+    return None

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mil.aggregators.contract import AGGREGATORS, Output, check_sizes, linear
-from mil.aggregators.segments import segment_softmax, segment_sum
+from mil.aggregators.contract import AGGREGATORS, Aggregator, Output, check_sizes, linear
+from mil.aggregators.segments import segment_softmax
 
 __all__ = ["ABMIL", "GatedABMIL"]
 
@@ -25,7 +25,7 @@ class _Branch(nn.Module):
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
         hidden = torch.tanh(self.value(embedded))  # (n_tiles, attention_dim)
         scores: torch.Tensor = self.score(hidden)  # (n_tiles, 1)
-        return scores.squeeze(1)  # (n_tiles,)
+        return scores
 
 
 class _GatedBranch(_Branch):
@@ -38,11 +38,11 @@ class _GatedBranch(_Branch):
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
         hidden = torch.tanh(self.value(embedded)) * torch.sigmoid(self.gate(embedded))
         scores: torch.Tensor = self.score(hidden)  # (n_tiles, 1)
-        return scores.squeeze(1)  # (n_tiles,)
+        return scores
 
 
 @AGGREGATORS.register("abmil")
-class ABMIL(nn.Module):
+class ABMIL(Aggregator):
     """Attention-based MIL.
 
     Source: Ilse, Tomczak & Welling, "Attention-based deep multiple instance learning", ICML 2018.
@@ -76,7 +76,6 @@ class ABMIL(nn.Module):
         attention_dim: int = 128,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         check_sizes(
             n_classes=n_classes,
             dropout=dropout,
@@ -84,6 +83,7 @@ class ABMIL(nn.Module):
             hidden=hidden,
             attention_dim=attention_dim,
         )
+        super().__init__(dim, n_classes)
         self.embed = nn.Sequential(
             linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout)
         )
@@ -92,10 +92,10 @@ class ABMIL(nn.Module):
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> Output:
         """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``."""
-        embedded = self.embed(x)  # (n_tiles, hidden)
-        weights = segment_softmax(self.attention(embedded), offsets)  # (n_tiles,)
-        bags = segment_sum(embedded.to(weights.dtype), offsets, weights)  # (n_bags, hidden)
-        return Output(self.classifier(bags.to(embedded.dtype)), weights)
+        tiles = self.tiles(x, offsets, self.embed)
+        weights = segment_softmax(tiles.map(self.attention).squeeze(1), offsets)  # (n_tiles,)
+        bags = tiles.sum(weights)  # (n_bags, hidden)
+        return Output(self.classifier(bags), weights)
 
 
 @AGGREGATORS.register("gated_abmil")

@@ -9,17 +9,28 @@ of the registry to it.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mil.aggregators.tiles import Tiles
 from mil.registry import Registry
 from splits.errors import InputError
 
-__all__ = ["AGGREGATORS", "Output", "check_sizes", "linear"]
-
-AGGREGATORS: Registry[nn.Module] = Registry("aggregator")
+__all__ = [
+    "AGGREGATORS",
+    "INSTANCE_LOSSES",
+    "Aggregator",
+    "InstanceLoss",
+    "Output",
+    "check_sizes",
+    "linear",
+]
 
 
 class Output(NamedTuple):
@@ -28,11 +39,91 @@ class Output(NamedTuple):
     Attributes:
         logits: ``(n_bags, n_classes)``, before softmax.
         attention: ``(n_tiles,)``, not negative, summing to 1 in each bag; None where the
-            aggregator weighs no tiles.
+            aggregator weighs no tiles. Where attention differs by class, that of the class with
+            the highest logit.
+        class_attention: ``(n_tiles, n_classes)``, each column as ``attention``; None where all
+            classes share one.
+        contributions: ``(n_tiles, n_classes)``, what each tile adds to the logits of its bag:
+            their sum over the bag and the bag's bias are the logits; None where logits are no sum.
+        auxiliary: What the instance loss of this method reads, and nobody else; the class says
+            what it is.
     """
 
-    logits: torch.Tensor
-    attention: torch.Tensor | None
+    logits: Tensor
+    attention: Tensor | None = None
+    class_attention: Tensor | None = None
+    contributions: Tensor | None = None
+    auxiliary: Any = None
+
+
+class Aggregator(nn.Module, ABC):
+    """Base of the trained aggregators: standardises tiles and brings them within the budget.
+
+    Args:
+        dim: Length of a tile embedding.
+        n_classes: Number of slide classes.
+
+    Attributes:
+        takes_positions: Whether ``forward`` has a third argument, ``positions (n_tiles, 2)`` int64:
+            column and row of each tile on the grid of its slide, or None where nobody knows them.
+        budget: A call with more tiles works in chunks, with the same result in less memory.
+    """
+
+    takes_positions: ClassVar[bool] = False
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int, n_classes: int) -> None:
+        super().__init__()
+        self.dim, self.n_classes = dim, n_classes
+        self.budget = 2**16
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def standardise(self, features: npt.NDArray[np.floating[Any]]) -> None:
+        """Take mean and deviation of each feature from training tiles ``(n_tiles, dim)``.
+
+        They are saved with the weights; before, tiles are taken as they are.
+        """
+        mean = features.mean(axis=0, dtype=np.float64)
+        std = features.std(axis=0, dtype=np.float64)
+        self.mean.copy_(torch.from_numpy(mean))
+        # A feature that is constant in training says nothing: it must not explode elsewhere.
+        self.std.copy_(torch.from_numpy(np.where(std > 1e-3 * std.max(), std, np.inf)))
+
+    def tiles(self, x: Tensor, offsets: Tensor, embed: Callable[[Tensor], Tensor]) -> Tiles:
+        """The standardised tiles of packed bags behind ``embed``."""
+
+        def standardised(rows: Tensor) -> Tensor:
+            return embed((rows - self.mean) / self.std)
+
+        return Tiles(x, offsets, standardised, like=self.mean, budget=self.budget)
+
+    @abstractmethod
+    def forward(self, x: Tensor, offsets: Tensor) -> Output:
+        """Classify bags: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``."""
+
+
+class InstanceLoss(nn.Module, ABC):
+    """A loss on tiles that the training stage adds to the loss of the bags.
+
+    It may have parameters of its own, which are trained and not needed later. Built from the
+    aggregator that it belongs to and its own arguments.
+
+    Attributes:
+        weight: Its factor, where the loss of the bags has 1.
+    """
+
+    weight: float
+
+    @abstractmethod
+    def forward(self, output: Output, offsets: Tensor, label: Tensor) -> Tensor:
+        """Mean over the bags: ``offsets (n_bags + 1,)``, ``label (n_bags,)`` to a scalar."""
+
+
+AGGREGATORS: Registry[Aggregator] = Registry("aggregator")
+INSTANCE_LOSSES: Registry[InstanceLoss] = Registry("instance loss")
+"""By the name of the aggregator: builder ``(aggregator, **args)``. Not every one has a loss."""
 
 
 def check_sizes(*, n_classes: int, dropout: float, **sizes: int) -> None:

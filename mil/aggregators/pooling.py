@@ -7,21 +7,22 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
-from mil.aggregators.contract import AGGREGATORS, Output, check_sizes, linear
-from mil.aggregators.segments import segment_max, segment_mean
+from mil.aggregators.contract import AGGREGATORS, Aggregator, Output, check_sizes, linear
+from mil.aggregators.segments import segment_ids
+from mil.aggregators.tiles import Tiles
 
 __all__ = ["MaxPooling", "MeanPooling"]
 
 
-class _Pooling(nn.Module, ABC):
+class _Pooling(Aggregator, ABC):
     """Embed each tile, pool each column over the bag, classify the bag."""
 
     def __init__(
         self, *, dim: int, n_classes: int, hidden: int | None = None, dropout: float = 0.0
     ) -> None:
-        super().__init__()
         width = dim if hidden is None else hidden
         check_sizes(n_classes=n_classes, dropout=dropout, dim=dim, hidden=width)
+        super().__init__(dim, n_classes)
         self.embed = (
             nn.Identity()
             if hidden is None
@@ -31,12 +32,12 @@ class _Pooling(nn.Module, ABC):
         self.classifier = linear(width, n_classes)
 
     @abstractmethod
-    def pool(self, embedded: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """``(n_tiles, width)`` to ``(n_bags, width)``."""
+    def pool(self, tiles: Tiles) -> torch.Tensor:
+        """Embedded tiles to ``(n_bags, width)``."""
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> Output:
         """Classify bags: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``; no attention."""
-        bags = self.pool(self.embed(x), offsets)  # (n_bags, width)
+        bags = self.pool(self.tiles(x, offsets, self.embed))  # (n_bags, width)
         return Output(self.classifier(self.dropout(bags)), None)  # (n_bags, n_classes)
 
 
@@ -60,9 +61,10 @@ class MeanPooling(_Pooling):
         InputError: An argument lies outside its range.
     """
 
-    def pool(self, embedded: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """``(n_tiles, width)`` to ``(n_bags, width)``."""
-        return segment_mean(embedded, offsets)
+    def pool(self, tiles: Tiles) -> torch.Tensor:
+        """Embedded tiles to ``(n_bags, width)``."""
+        share = 1 / tiles.offsets.diff().to(self.mean.dtype)  # (n_bags,)
+        return tiles.sum(share[segment_ids(tiles.offsets)])
 
 
 @AGGREGATORS.register("max")
@@ -84,6 +86,6 @@ class MaxPooling(_Pooling):
         InputError: An argument lies outside its range.
     """
 
-    def pool(self, embedded: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """``(n_tiles, width)`` to ``(n_bags, width)``."""
-        return segment_max(embedded, offsets)
+    def pool(self, tiles: Tiles) -> torch.Tensor:
+        """Embedded tiles to ``(n_bags, width)``."""
+        return tiles.max()

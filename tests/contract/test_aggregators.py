@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +11,24 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import mil.aggregators
-from mil.aggregators import AGGREGATORS, Output, create, segments
+from mil.aggregators import AGGREGATORS, Aggregator, Output, create, create_loss, segments, tiles
 from splits.errors import InputError
+from tests.contract.references import REFERENCES, VARIANTS
 
 DIM, N_CLASSES = 6, 3
 SIZES = (5, 1, 9, 2)
-# A setting that uses every argument; mean and max have no hidden layer unless one is asked for.
-VARIANTS = [
-    *((name, {}) for name in AGGREGATORS),
-    *((name, {"hidden": 7, "dropout": 0.5}) for name in AGGREGATORS),
-    ("abmil", {"hidden": 7, "attention_dim": 4}),
-    ("gated_abmil", {"hidden": 7, "attention_dim": 4}),
-]
 every_variant = pytest.mark.parametrize(("name", "args"), VARIANTS)
 every_name = pytest.mark.parametrize("name", list(AGGREGATORS))
 
 
-def build(name: str, args: dict[str, object], *, seed: int = 0) -> nn.Module:
-    """In float64 and evaluation mode, with every parameter, also biases, away from zero."""
+def build(name: str, args: dict[str, object], *, seed: int = 0) -> Aggregator:
+    """In float64 and evaluation mode, nothing at zero: biases and standardisation count, too."""
     torch.manual_seed(seed)
     module = create(name, dim=DIM, n_classes=N_CLASSES, **args).double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+    module.standardise(np.random.default_rng(seed).normal(0.2, 1.5, (50, DIM)))
     return module
 
 
@@ -46,6 +40,24 @@ def packed(sizes: tuple[int, ...] = SIZES, seed: int = 1) -> tuple[torch.Tensor,
 
 def spans(offsets: torch.Tensor) -> list[slice]:
     return [slice(*pair) for pair in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def per_tile(one: Output, other: Output) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The outputs that have a row a tile, where there are any, in pairs."""
+    pairs = list(zip(one[1:4], other[1:4], strict=True))
+    assert all((a is None) == (b is None) for a, b in pairs)
+    return [(a, b) for a, b in pairs if a is not None]
+
+
+def whole_loss(
+    module: Aggregator, name: str, output: Output, offsets: torch.Tensor
+) -> torch.Tensor:
+    """Loss of the bags and, where the method has one, on tiles."""
+    label = torch.arange(len(offsets) - 1) % N_CLASSES
+    torch.manual_seed(5)
+    extra = create_loss(name, module)
+    loss = nn.functional.cross_entropy(output.logits, label)
+    return loss if extra is None else loss + extra.weight * extra.double()(output, offsets, label)
 
 
 def close(one: torch.Tensor, other: torch.Tensor, atol: float = 1e-10) -> None:
@@ -65,11 +77,21 @@ def test_shapes_and_types(name: str, args: dict[str, object]) -> None:
     output = build(name, args)(x, offsets)
     assert isinstance(output, Output)
     assert output.logits.shape == (len(SIZES), N_CLASSES)
-    if output.attention is not None:
-        assert output.attention.shape == (len(x),)
-        assert (output.attention >= 0).all()
+    by_class = output.class_attention
+    assert by_class is None or output.attention is not None
+    for weights, shape in ((output.attention, (len(x),)), (by_class, (len(x), N_CLASSES))):
+        if weights is None:
+            continue
+        assert weights.shape == shape
+        assert (weights >= 0).all()
         for span in spans(offsets):
-            close(output.attention[span].sum(), torch.tensor(1.0, dtype=torch.float64))
+            sums = weights[span].sum(0)
+            close(sums, torch.ones_like(sums))
+    if by_class is not None:
+        for i, span in enumerate(spans(offsets)):
+            close(output.attention[span], by_class[span, output.logits[i].argmax()])
+    if output.contributions is not None:
+        assert output.contributions.shape == (len(x), N_CLASSES)
 
 
 @every_variant
@@ -82,8 +104,8 @@ def test_permuting_the_tiles_of_each_bag_changes_nothing(
     )
     plain, permuted = module(x, offsets), module(x[order], offsets)
     close(plain.logits, permuted.logits)
-    if plain.attention is not None:
-        close(plain.attention[order], permuted.attention)
+    for before, after in per_tile(plain, permuted):
+        close(before[order], after)
 
 
 @every_variant
@@ -93,8 +115,8 @@ def test_packed_equals_bag_by_bag(name: str, args: dict[str, object]) -> None:
     for i, span in enumerate(spans(offsets)):
         alone = module(x[span], torch.tensor([0, span.stop - span.start]))
         close(output.logits[i : i + 1], alone.logits)
-        if output.attention is not None:
-            close(output.attention[span], alone.attention)
+        for packed_rows, rows in per_tile(output, alone):
+            close(packed_rows[span], rows)
 
 
 @every_variant
@@ -123,8 +145,7 @@ def test_a_bag_of_one_tile(name: str, args: dict[str, object]) -> None:
 @every_variant
 def test_the_gradient_reaches_every_parameter(name: str, args: dict[str, object]) -> None:
     module, (x, offsets) = build(name, args), packed()
-    loss = nn.functional.cross_entropy(module(x, offsets).logits, torch.tensor([0, 1, 2, 0]))
-    loss.backward()
+    whole_loss(module, name, module(x, offsets), offsets).backward()
     named = dict(module.named_parameters())
     assert named
     silent = [
@@ -178,69 +199,71 @@ def test_scores_far_beyond_exp_stay_finite(name: str) -> None:
     assert output.attention is None or output.attention.isfinite().all()
 
 
-# The papers' equations again, one bag at a time in numpy, from nothing but the weights.
-
-
-def _embed(weights: dict[str, np.ndarray], tiles: np.ndarray) -> np.ndarray:
-    if "embed.0.weight" not in weights:
-        return tiles
-    return np.maximum(tiles @ weights["embed.0.weight"].T + weights["embed.0.bias"], 0)
-
-
-def _attend(weights: dict[str, np.ndarray], h: np.ndarray, *, gated: bool) -> np.ndarray:
-    scores = []
-    for h_k in h:
-        inner = np.tanh(weights["attention.value.weight"] @ h_k + weights["attention.value.bias"])
-        if gated:
-            gate = weights["attention.gate.weight"] @ h_k + weights["attention.gate.bias"]
-            inner = inner / (1 + np.exp(-gate))
-        scores.append(float(weights["attention.score.weight"][0] @ inner))
-    return np.exp(scores) / np.exp(scores).sum()
-
-
-Reference = Callable[[dict[str, np.ndarray], np.ndarray], tuple[np.ndarray, "np.ndarray | None"]]
-
-
-def _mean(weights: dict[str, np.ndarray], h: np.ndarray) -> tuple[np.ndarray, None]:
-    return sum(h) / len(h), None
-
-
-def _max(weights: dict[str, np.ndarray], h: np.ndarray) -> tuple[np.ndarray, None]:
-    return np.array([max(h_k[m] for h_k in h) for m in range(h.shape[1])]), None
-
-
-def _abmil(weights: dict[str, np.ndarray], h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a = _attend(weights, h, gated=False)
-    return sum(a_k * h_k for a_k, h_k in zip(a, h, strict=True)), a
-
-
-def _gated_abmil(weights: dict[str, np.ndarray], h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a = _attend(weights, h, gated=True)
-    return sum(a_k * h_k for a_k, h_k in zip(a, h, strict=True)), a
-
-
-REFERENCES: dict[str, Reference] = {
-    "mean": _mean,
-    "max": _max,
-    "abmil": _abmil,
-    "gated_abmil": _gated_abmil,
-}
-
-
 @every_variant
 def test_output_equals_the_equations_of_the_paper(name: str, args: dict[str, object]) -> None:
     module, (x, offsets) = build(name, args), packed()
-    output = module(x, offsets)
+    with torch.no_grad():
+        output = module(x, offsets)
     weights = {key: value.numpy() for key, value in module.state_dict().items()}
     for i, span in enumerate(spans(offsets)):
-        pooled, attention = REFERENCES[name](weights, _embed(weights, x[span].numpy()))
-        logits = weights["classifier.weight"] @ pooled + weights["classifier.bias"]
-        np.testing.assert_allclose(output.logits[i].detach(), logits, rtol=0, atol=1e-10)
-        assert (attention is None) == (output.attention is None)
-        if attention is not None:
-            np.testing.assert_allclose(
-                output.attention[span].detach(), attention, rtol=0, atol=1e-10
-            )
+        expected = REFERENCES[name](weights, args, x[span].numpy())
+        given = [output.logits[i], *(r if r is None else r[span] for r in output[1:4])]
+        for one, other in zip(given, expected, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                np.testing.assert_allclose(one, other, rtol=0, atol=1e-10)
+
+
+@every_variant
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_chunks_beyond_the_budget_give_the_same_results_and_gradients(
+    name: str, args: dict[str, object], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "_BLOCK", 4)
+    x, offsets = packed()
+    found = []
+    for budget in (1, 1000):
+        module = build(name, {**args, "dropout": 0.0}).train(mode == "train")
+        module.budget = budget
+        torch.manual_seed(3)
+        output = module(x, offsets)
+        whole_loss(module, name, output, offsets).backward()
+        gradients = {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
+        found.append((output, gradients))
+    (chunks, chunk_gradients), (whole, gradients) = found
+    close(chunks.logits, whole.logits)
+    for one, other in per_tile(chunks, whole):
+        close(one, other)
+    assert set(chunk_gradients) == set(gradients) == {k for k, _ in module.named_parameters()}
+    for key, gradient in gradients.items():
+        close(chunk_gradients[key], gradient)
+
+
+@every_name
+def test_chunks_draw_the_same_dropout_forward_and_backward(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "_BLOCK", 4)
+    module, (x, offsets) = build(name, {"dropout": 0.5}).train(), packed()
+    module.budget = 1
+    parameter = next(p for p in module.parameters() if p.ndim == 2)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(3)
+        return module(x, offsets).logits.square().sum()
+
+    (gradient,) = torch.autograd.grad(loss(), parameter)
+    direction = torch.randn_like(parameter)
+    step = 1e-6
+    with torch.no_grad():
+        parameter.add_(step * direction)
+    up = loss().detach()
+    with torch.no_grad():
+        parameter.sub_(2 * step * direction)
+    down = loss().detach()
+    torch.testing.assert_close(
+        (up - down) / (2 * step), (gradient * direction).sum(), rtol=1e-5, atol=1e-7
+    )
 
 
 # Segment operations against a loop over the bags.

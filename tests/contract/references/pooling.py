@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tests.contract.references.plain import Array, Expected, Reference, Weights, affine, embedded
+
+
+def _mean(weights: Weights, args: Mapping[str, object], tiles: Array) -> Expected:
+    h = embedded(weights, tiles)
+    return Expected(affine(weights, "classifier", sum(h) / len(h)))
+
+
+def _max(weights: Weights, args: Mapping[str, object], tiles: Array) -> Expected:
+    h = embedded(weights, tiles)
+    highest = np.array([max(h_k[m] for h_k in h) for m in range(h.shape[1])])
+    return Expected(affine(weights, "classifier", highest))
+
+
+REFERENCES: dict[str, Reference] = {"mean": _mean, "max": _max}
+VARIANTS: list[tuple[str, dict[str, object]]] = [
+    (name, args) for name in REFERENCES for args in ({}, {"hidden": 7, "dropout": 0.5})
+]

@@ -10,6 +10,7 @@ from typing import Any
 
 # A module enters its classes into the registry when it is imported.
 from mil.aggregators.attention import ABMIL, GatedABMIL
+from mil.aggregators.clam import CLAMMB, CLAMSB, ClusterLoss
 from mil.aggregators.contract import (
     AGGREGATORS,
     INSTANCE_LOSSES,
@@ -23,8 +24,11 @@ from splits.errors import InputError
 __all__ = [
     "ABMIL",
     "AGGREGATORS",
+    "CLAMMB",
+    "CLAMSB",
     "INSTANCE_LOSSES",
     "Aggregator",
+    "ClusterLoss",
     "GatedABMIL",
     "InstanceLoss",
     "MaxPooling",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -157,11 +158,12 @@ def test_the_gradient_reaches_every_parameter(name: str, args: dict[str, object]
 @every_name
 def test_dropout_acts_in_training_and_never_in_evaluation(name: str) -> None:
     module, (x, offsets) = build(name, {"dropout": 0.5}), packed()
-    torch.testing.assert_close(module(x, offsets), module(x, offsets), rtol=0, atol=0)
+    agree = partial(torch.testing.assert_close, rtol=0, atol=0)
+    agree(module(x, offsets)[:4], module(x, offsets)[:4])
     module.train()
     assert not torch.equal(module(x, offsets).logits, module(x, offsets).logits)
     without = build(name, {}).train()
-    torch.testing.assert_close(without(x, offsets), without(x, offsets), rtol=0, atol=0)
+    agree(without(x, offsets)[:4], without(x, offsets)[:4])
 
 
 @every_name

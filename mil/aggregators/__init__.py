@@ -18,6 +18,7 @@ from mil.aggregators.contract import (
     InstanceLoss,
     Output,
 )
+from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
 from mil.aggregators.pooling import MaxPooling, MeanPooling
 from splits.errors import InputError
 
@@ -26,11 +27,13 @@ __all__ = [
     "AGGREGATORS",
     "CLAMMB",
     "CLAMSB",
+    "DSMIL",
     "INSTANCE_LOSSES",
     "Aggregator",
     "ClusterLoss",
     "GatedABMIL",
     "InstanceLoss",
+    "MaxInstanceLoss",
     "MaxPooling",
     "MeanPooling",
     "Output",

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 __all__ = [
     "segment_argsort",
+    "segment_highest",
     "segment_ids",
     "segment_max",
     "segment_mean",
@@ -72,6 +73,23 @@ def segment_max(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     Rows that share the maximum share its gradient, whatever their order.
     """
     return torch.segment_reduce(values, "max", offsets=offsets, axis=0)
+
+
+def segment_highest(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Which row has the highest score of its segment: 1 there and 0 elsewhere, without gradient.
+
+    Rows that share the maximum share the 1, whatever their order.
+
+    Args:
+        scores: ``(n_tiles, k)``.
+        offsets: ``(n_bags + 1,)``.
+
+    Returns:
+        ``(n_tiles, k)``, each column summing to 1 in each segment.
+    """
+    bag, scores = segment_ids(offsets), scores.detach()
+    first = (scores == segment_max(scores, offsets)[bag]).to(scores.dtype)  # (n_tiles, k)
+    return first / torch.segment_reduce(first, "sum", offsets=offsets, axis=0)[bag]
 
 
 def segment_softmax(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -120,3 +120,22 @@ def test_a_method_without_loss_takes_no_arguments_of_one() -> None:
     assert create_loss("abmil", aggregator) is None
     with pytest.raises(InputError, match="'abmil' has no instance loss: k given"):
         create_loss("abmil", aggregator, k=8)
+
+
+# DSMIL.
+
+
+@pytest.mark.parametrize("hidden", [None, 6])
+def test_the_loss_of_the_first_stream_judges_the_highest_score_of_each_class(
+    hidden: int | None,
+) -> None:
+    aggregator, extra, x, offsets, output = case("dsmil", {"hidden": hidden}, {})
+    w, b = aggregator.instance.weight.detach().numpy(), aggregator.instance.bias.detach().numpy()
+    with torch.no_grad():
+        h = aggregator.embed(x).numpy()
+    expected = []
+    for start, stop, label in zip(offsets[:-1], offsets[1:], LABEL.tolist(), strict=True):
+        highest = [max(w[c] @ h_k + b[c] for h_k in h[start:stop]) for c in range(N_CLASSES)]
+        expected.append(softplus_loss(np.array(highest), label))
+    assert value(extra, output, offsets) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert extra.weight == 1

@@ -19,6 +19,7 @@ from mil.aggregators.contract import (
     Output,
 )
 from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
+from mil.aggregators.dtfd import DTFD, PseudoBagLoss
 from mil.aggregators.pooling import MaxPooling, MeanPooling
 from splits.errors import InputError
 
@@ -28,6 +29,7 @@ __all__ = [
     "CLAMMB",
     "CLAMSB",
     "DSMIL",
+    "DTFD",
     "INSTANCE_LOSSES",
     "Aggregator",
     "ClusterLoss",
@@ -37,6 +39,7 @@ __all__ = [
     "MaxPooling",
     "MeanPooling",
     "Output",
+    "PseudoBagLoss",
     "create",
     "create_loss",
 ]

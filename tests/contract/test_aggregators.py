@@ -18,6 +18,8 @@ from tests.contract.references import REFERENCES, VARIANTS
 
 DIM, N_CLASSES = 6, 3
 SIZES = (5, 1, 9, 2)
+DRAWS_PSEUDO_BAGS = {"dtfd"}
+"""In training anew on each pass, so that two passes differ without dropout, too."""
 every_variant = pytest.mark.parametrize(("name", "args"), VARIANTS)
 every_name = pytest.mark.parametrize("name", list(AGGREGATORS))
 
@@ -164,6 +166,8 @@ def test_dropout_acts_in_training_and_never_in_evaluation(name: str) -> None:
     agree(module(x, offsets)[:4], module(x, offsets)[:4])
     module.train()
     assert not torch.equal(module(x, offsets).logits, module(x, offsets).logits)
+    if name in DRAWS_PSEUDO_BAGS:
+        return
     without = build(name, {}).train()
     agree(without(x, offsets)[:4], without(x, offsets)[:4])
 

@@ -18,6 +18,8 @@ from mil.aggregators.contract import (
     Output,
 )
 from mil.aggregators.pooling import MaxPooling, MeanPooling
+from mil.aggregators.transformer import Transformer
+from mil.aggregators.transmil import TransMIL
 from splits.errors import InputError
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "MaxPooling",
     "MeanPooling",
     "Output",
+    "TransMIL",
+    "Transformer",
     "create",
     "create_loss",
 ]

@@ -31,7 +31,16 @@ __all__ = [
     "tested_folds",
 ]
 
-UNTRAINED: Final = ("vote", "mean_probability")
+UNTRAINED: Final = (
+    "vote",
+    "mean_probability",
+    "weighted_vote",
+    "quality_vote",
+    "top_k_mean",
+    "max_probability",
+    "noisy_or",
+)
+"""Methods that learn nothing on slides: the names of ``mil.aggregators.voting.VOTES``."""
 _TOLERANCE: Final = 1e-3
 
 

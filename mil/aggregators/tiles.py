@@ -12,14 +12,16 @@ Aggregators read their bags through :class:`Tiles` only, so one file decides how
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mil.aggregators.segments import segment_max, segment_sum
+from mil.aggregators.segments import segment_ids, segment_max, segment_sum
 
 __all__ = ["Tiles"]
 
@@ -92,6 +94,48 @@ class Tiles:
         sums = segment_sum(torch.cat(parts).flatten(1), self._parts())
         sums = sums.view(len(sums), columns.shape[1], -1)
         return sums if weights.ndim == 2 else sums[:, 0]
+
+    def pick(self, weights: Tensor) -> Tensor:
+        """As :meth:`sum`, for weights that are mostly zero: only the other tiles are read.
+
+        Args:
+            weights: ``(n_tiles, k)``, without gradient.
+
+        Returns:
+            ``(n_bags, k, width)``.
+        """
+        tile, column = weights.nonzero().unbind(1)  # (n_picked,)
+        if self._streams and len(tile) > _BLOCK:
+            return self.sum(weights)
+        n_bags, k = len(self.offsets) - 1, weights.shape[1]
+        share = weights[tile, column]  # (n_picked,)
+        rows = self.rows(tile).to(share.dtype) * share[:, None]
+        slot = segment_ids(self.offsets)[tile] * k + column  # (n_picked,)
+        sums = rows.new_zeros(n_bags * k, rows.shape[1]).index_add(0, slot, rows)
+        return sums.view(n_bags, k, -1)
+
+    def dot(self, vectors: Tensor) -> Tensor:
+        """Products of each embedded tile with the vectors of its bag.
+
+        Args:
+            vectors: ``(n_bags, k, width)``.
+
+        Returns:
+            ``(n_tiles, k)``.
+        """
+
+        def products(rows: Tensor, near: Tensor, bag: Tensor) -> Tensor:
+            # With the vectors of all bags of a block, then its own: one product, no loop.
+            every = F.linear(rows, near.flatten(0, 1)).view(len(rows), *near.shape[:2])
+            return every[torch.arange(len(rows), device=rows.device), bag]
+
+        bags, edges, made = segment_ids(self.offsets), self.offsets.tolist(), []
+        for start in self._starts:
+            stop = min(start + _BLOCK, len(self))
+            first, last = bisect_right(edges, start) - 1, bisect_left(edges, stop)
+            bag = bags[start:stop] - first
+            made.append(self._on(start, products, vectors[first:last], bag))
+        return torch.cat(made)
 
     def max(self) -> Tensor:
         """Maximum of each column over each bag, ``(n_bags, width)``."""

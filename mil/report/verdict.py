@@ -13,7 +13,16 @@ from mil.report.inputs import Inputs
 
 __all__ = ["Verdict", "heading", "interval", "percent", "title", "verdict"]
 
-_TITLES = {"vote": "plurality vote", "mean_probability": "mean probability", "tile": "single tiles"}
+_TITLES = {
+    "tile": "single tiles",
+    "vote": "plurality vote",
+    "mean_probability": "mean probability",
+    "weighted_vote": "vote weighted by confidence",
+    "quality_vote": "vote weighted by tissue",
+    "top_k_mean": "mean of the surest tiles",
+    "max_probability": "surest tile",
+    "noisy_or": "noisy-or",
+}
 _MINUS = "\u2212"
 
 Verdict = dict[str, Any]

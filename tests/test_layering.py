@@ -43,6 +43,7 @@ LAYERS = [
     ["mil.encoders", "mil.aggregators", "mil.checkpoint", "mil.loop"],
     ["mil.pixels"],
     ["mil.models", "mil.encode", "mil.predict", "mil.tile_training", "mil.bag_training"],
+    ["mil.classifier"],
     ["mil.train"],
     ["mil.evaluate"],
     ["mil.report"],

@@ -1,6 +1,6 @@
 """Which aggregators keep the MIL assumption: the algorithmic unit tests of Raff & Holt (2023).
 
-    python benchmarks/mil_assumption.py [--names abmil dsmil] [--seeds 3] [--epochs 15]
+    python benchmarks/mil_assumption.py [--names abmil dsmil] [--seeds 3] [--epochs 30]
 
 Source: "Reproducibility in multiple instance learning: a case for algorithmic unit tests", NeurIPS
 2023. A bag is positive because of what it holds. Each test makes another signal easier in training
@@ -22,11 +22,14 @@ to 9 in the others; N(0, 3) as a standard deviation of 3; as many negative bags 
 test.
 
 Each method of the registry is trained with its instance loss: 50 bags a step, AdamW, learning rate
-0.01, width 64, otherwise its defaults. AUC is printed as mean (lowest to highest) of the seeds. The
-rule, fixed before the first run: a method has *learned* where the AUC of the training bags is at
-least 0.9 with every seed; it *respects* the assumption where it has learned and the AUC of the test
-bags is at least 0.75 with every seed, *violates* it where it has learned and the mean is below 0.5,
-and is *unclear* between. What has not learned has shown nothing, either way.
+0.01, width 64, otherwise its defaults, for at most 30 epochs and until the mean loss of the bags in
+an epoch is below 0.01. AUC is printed as mean (lowest to highest) of the seeds.
+
+The rule, fixed before the first run: a method has *learned* where the AUC of the training bags is
+at least 0.9 with every seed; it *respects* the assumption where it has learned and the AUC of the
+test bags is at least 0.75 with every seed, *violates* it where it has learned and the mean is below
+0.5, and is *unclear* between. What has not learned has shown nothing, either way. Bags and epochs
+were raised after the first run, in which `max_instance` had not learned `single`.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from sklearn.metrics import roc_auc_score
 
 from mil.aggregators import AGGREGATORS, Aggregator, Output, create, create_loss
 
-DIM, WIDTH, BATCH, LEARNING_RATE = 16, 64, 50, 1e-2
+DIM, WIDTH, BATCH, LEARNING_RATE, LEARNED = 16, 64, 50, 1e-2, 0.01
 N_TRAIN, N_TEST = 2000, 1000
 
 
@@ -150,14 +153,18 @@ def train(name: str, bags: Bags, *, n_epochs: int, seed: int) -> Aggregator:
     dealt = batches(bags, torch.randperm(len(bags.label)))
     module.train()
     for _ in range(n_epochs):
+        of_bags = 0.0
         for batch in dealt:
             output = forward(module, batch)
             loss = F.cross_entropy(output.logits, batch.label)
+            of_bags += loss.item() / len(dealt)
             if extra is not None:
                 loss = loss + extra.weight * extra(output, batch.offsets, batch.label)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+        if of_bags < LEARNED:
+            break
     return module
 
 
@@ -189,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", default=list(AGGREGATORS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import Any
 
 # A module enters its classes into the registry when it is imported.
 from mil.aggregators.attention import ABMIL, GatedABMIL
+from mil.aggregators.clam import CLAMMB, CLAMSB, ClusterLoss
 from mil.aggregators.contract import (
     AGGREGATORS,
     INSTANCE_LOSSES,
@@ -17,19 +18,28 @@ from mil.aggregators.contract import (
     InstanceLoss,
     Output,
 )
+from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
+from mil.aggregators.dtfd import DTFD, PseudoBagLoss
 from mil.aggregators.pooling import MaxPooling, MeanPooling
 from splits.errors import InputError
 
 __all__ = [
     "ABMIL",
     "AGGREGATORS",
+    "CLAMMB",
+    "CLAMSB",
+    "DSMIL",
+    "DTFD",
     "INSTANCE_LOSSES",
     "Aggregator",
+    "ClusterLoss",
     "GatedABMIL",
     "InstanceLoss",
+    "MaxInstanceLoss",
     "MaxPooling",
     "MeanPooling",
     "Output",
+    "PseudoBagLoss",
     "create",
     "create_loss",
 ]

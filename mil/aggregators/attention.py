@@ -10,34 +10,36 @@ from torch import nn
 from mil.aggregators.contract import AGGREGATORS, Aggregator, Output, check_sizes, linear
 from mil.aggregators.segments import segment_softmax
 
-__all__ = ["ABMIL", "GatedABMIL"]
+__all__ = ["ABMIL", "AttentionBranch", "GatedABMIL", "GatedBranch"]
 
 
-class _Branch(nn.Module):
-    """Scores of equation 8: ``w^T tanh(V h)``."""
+class AttentionBranch(nn.Module):
+    """Scores of equation 8: ``w^T tanh(V h)``; several share V, each with a w of its own."""
 
-    def __init__(self, width: int, attention_dim: int) -> None:
+    def __init__(self, width: int, attention_dim: int, n_scores: int = 1) -> None:
         super().__init__()
         self.value = linear(width, attention_dim, activation="tanh")
         # Without a bias: softmax cancels it, so it would be a parameter that never learns.
-        self.score = linear(attention_dim, 1, bias=False)
+        self.score = linear(attention_dim, n_scores, bias=False)
 
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Score rows ``(n_tiles, width)``: ``(n_tiles, n_scores)``."""
         hidden = torch.tanh(self.value(embedded))  # (n_tiles, attention_dim)
-        scores: torch.Tensor = self.score(hidden)  # (n_tiles, 1)
+        scores: torch.Tensor = self.score(hidden)  # (n_tiles, n_scores)
         return scores
 
 
-class _GatedBranch(_Branch):
+class GatedBranch(AttentionBranch):
     """Scores of equation 9: ``w^T (tanh(V h) * sigmoid(U h))``."""
 
-    def __init__(self, width: int, attention_dim: int) -> None:
-        super().__init__(width, attention_dim)
+    def __init__(self, width: int, attention_dim: int, n_scores: int = 1) -> None:
+        super().__init__(width, attention_dim, n_scores)
         self.gate = linear(width, attention_dim, activation="sigmoid")
 
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Score rows ``(n_tiles, width)``: ``(n_tiles, n_scores)``."""
         hidden = torch.tanh(self.value(embedded)) * torch.sigmoid(self.gate(embedded))
-        scores: torch.Tensor = self.score(hidden)  # (n_tiles, 1)
+        scores: torch.Tensor = self.score(hidden)  # (n_tiles, n_scores)
         return scores
 
 
@@ -65,7 +67,7 @@ class ABMIL(Aggregator):
         InputError: An argument lies outside its range.
     """
 
-    _branch: ClassVar[type[_Branch]] = _Branch
+    _branch: ClassVar[type[AttentionBranch]] = AttentionBranch
 
     def __init__(
         self,
@@ -119,4 +121,4 @@ class GatedABMIL(ABMIL):
         InputError: An argument lies outside its range.
     """
 
-    _branch = _GatedBranch
+    _branch = GatedBranch

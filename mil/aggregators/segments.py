@@ -15,13 +15,35 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-__all__ = ["segment_ids", "segment_max", "segment_mean", "segment_softmax", "segment_sum"]
+__all__ = [
+    "segment_argsort",
+    "segment_highest",
+    "segment_ids",
+    "segment_max",
+    "segment_mean",
+    "segment_softmax",
+    "segment_sum",
+]
 
 
 def segment_ids(offsets: torch.Tensor) -> torch.Tensor:
     """The bag of each row: ``(n_bags + 1,)`` to ``(n_tiles,)`` int64."""
     bags = torch.arange(len(offsets) - 1, device=offsets.device)  # (n_bags,)
     return torch.repeat_interleave(bags, offsets.diff())  # (n_tiles,)
+
+
+def segment_argsort(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """The rows of each segment from the lowest to the highest value.
+
+    Args:
+        values: ``(n_tiles,)``; equal values stay in the order of their rows.
+        offsets: ``(n_bags + 1,)``.
+
+    Returns:
+        ``(n_tiles,)`` int64: rows of segment ``i`` at ``offsets[i]:offsets[i + 1]``.
+    """
+    order = values.argsort(stable=True)  # (n_tiles,)
+    return order[segment_ids(offsets)[order].argsort(stable=True)]
 
 
 def segment_sum(
@@ -53,18 +75,35 @@ def segment_max(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     return torch.segment_reduce(values, "max", offsets=offsets, axis=0)
 
 
+def segment_highest(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Which row has the highest score of its segment: 1 there and 0 elsewhere, without gradient.
+
+    Rows that share the maximum share the 1, whatever their order.
+
+    Args:
+        scores: ``(n_tiles, k)``.
+        offsets: ``(n_bags + 1,)``.
+
+    Returns:
+        ``(n_tiles, k)``, each column summing to 1 in each segment.
+    """
+    bag, scores = segment_ids(offsets), scores.detach()
+    first = (scores == segment_max(scores, offsets)[bag]).to(scores.dtype)  # (n_tiles, k)
+    return first / torch.segment_reduce(first, "sum", offsets=offsets, axis=0)[bag]
+
+
 def segment_softmax(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Softmax within each segment, in float32 or wider.
 
     The maximum of the segment is taken off first, so that no score is too large for ``exp``.
 
     Args:
-        scores: ``(n_tiles,)``; float16 and bfloat16 are widened to float32, because their sums
-            over thousands of tiles would be off by whole percents.
+        scores: ``(n_tiles,)`` or ``(n_tiles, k)``; float16 and bfloat16 are widened to float32,
+            because their sums over thousands of tiles would be off by whole percents.
         offsets: ``(n_bags + 1,)``.
 
     Returns:
-        ``(n_tiles,)``, summing to 1 in each segment.
+        As ``scores``, each column summing to 1 in each segment.
     """
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()

@@ -12,14 +12,16 @@ Aggregators read their bags through :class:`Tiles` only, so one file decides how
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mil.aggregators.segments import segment_max, segment_sum
+from mil.aggregators.segments import segment_ids, segment_max, segment_sum
 
 __all__ = ["Tiles"]
 
@@ -36,6 +38,7 @@ class Tiles:
         embed: Works on each row alone, ``(n, dim)`` to ``(n, width)``; dropout is allowed.
         like: A tensor of the device and type that rows are brought to.
         budget: More tiles than this are embedded in chunks and never kept.
+        order: ``(n_tiles,)`` int64; tile ``i`` is row ``order[i]`` of ``x``, without a copy of it.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Tiles:
         *,
         like: Tensor,
         budget: int,
+        order: Tensor | None = None,
     ) -> None:
         self._x, self._embed, self._like = x, embed, like
+        self._order = None if order is None else order.to(x.device)
         self.offsets = offsets
         self._starts = range(0, len(x), _BLOCK)
         # Blocks that are made again draw the same dropout: each has a seed of its own.
@@ -93,6 +98,48 @@ class Tiles:
         sums = sums.view(len(sums), columns.shape[1], -1)
         return sums if weights.ndim == 2 else sums[:, 0]
 
+    def pick(self, weights: Tensor) -> Tensor:
+        """As :meth:`sum`, for weights that are mostly zero: only the other tiles are read.
+
+        Args:
+            weights: ``(n_tiles, k)``, without gradient.
+
+        Returns:
+            ``(n_bags, k, width)``.
+        """
+        tile, column = weights.nonzero().unbind(1)  # (n_picked,)
+        if self._streams and len(tile) > _BLOCK:
+            return self.sum(weights)
+        n_bags, k = len(self.offsets) - 1, weights.shape[1]
+        share = weights[tile, column]  # (n_picked,)
+        rows = self.rows(tile).to(share.dtype) * share[:, None]
+        slot = segment_ids(self.offsets)[tile] * k + column  # (n_picked,)
+        sums = rows.new_zeros(n_bags * k, rows.shape[1]).index_add(0, slot, rows)
+        return sums.view(n_bags, k, -1)
+
+    def dot(self, vectors: Tensor) -> Tensor:
+        """Products of each embedded tile with the vectors of its bag.
+
+        Args:
+            vectors: ``(n_bags, k, width)``.
+
+        Returns:
+            ``(n_tiles, k)``.
+        """
+
+        def products(rows: Tensor, near: Tensor, bag: Tensor) -> Tensor:
+            # With the vectors of all bags of a block, then its own: one product, no loop.
+            every = F.linear(rows, near.flatten(0, 1)).view(len(rows), *near.shape[:2])
+            return every[torch.arange(len(rows), device=rows.device), bag]
+
+        bags, edges, made = segment_ids(self.offsets), self.offsets.tolist(), []
+        for start in self._starts:
+            stop = min(start + _BLOCK, len(self))
+            first, last = bisect_right(edges, start) - 1, bisect_left(edges, stop)
+            bag = bags[start:stop] - first
+            made.append(self._on(start, products, vectors[first:last], bag))
+        return torch.cat(made)
+
     def max(self) -> Tensor:
         """Maximum of each column over each bag, ``(n_bags, width)``."""
         parts = [self._on(start, segment_max, cuts) for start, cuts in self._cuts()]
@@ -101,7 +148,9 @@ class Tiles:
     def rows(self, index: Tensor) -> Tensor:
         """Some embedded tiles, ``(n,)`` int64 to ``(n, width)``, with gradients."""
         if self._kept is None:
-            return self._embed(self._x[index.to(self._x.device)].to(self._like))
+            index = index.to(self._x.device)
+            index = index if self._order is None else self._order[index]
+            return self._embed(self._x[index].to(self._like))
         return torch.cat(self._kept)[index]
 
     def _on(self, start: int, work: Callable[..., Tensor], *args: Tensor) -> Tensor:
@@ -117,7 +166,8 @@ class Tiles:
         return made
 
     def _block(self, start: int) -> Tensor:
-        rows = self._x[start : start + _BLOCK].to(self._like)
+        block = slice(start, start + _BLOCK)
+        rows = self._x[block if self._order is None else self._order[block]].to(self._like)
         if not self._streams or not torch.is_grad_enabled():
             return self._embed(rows)
         devices = [rows.device] if rows.device.type == "cuda" else []

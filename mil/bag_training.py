@@ -18,7 +18,7 @@ from mil import encode, loop
 from mil.aggregators import AGGREGATORS, INSTANCE_LOSSES, InstanceLoss, create_loss
 from mil.aggregators.contract import Aggregator
 from mil.aggregators.voting import check_vote
-from mil.cohort import Fold
+from mil.cohort import Fold, positions_of
 from mil.config import Aggregator as Choice
 from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
@@ -64,8 +64,11 @@ def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric
     features, made_from = encode.bag_features(run, config, fold)
     settings = config.mil
     slides_seen = fold.slides["train"]
+    placed = None
+    if getattr(AGGREGATORS.get(choice.name), "takes_positions", False):
+        placed = positions_of(run, fold, settings.bags)
     fold = fold.of_patients() if settings.bags == "patient" else fold
-    bags = Bags(features, fold.rows_by_slide, fold.labels)
+    bags = Bags(features, fold.rows_by_slide, fold.labels, placed)
     # Neither the other methods nor the number of seeds changes a weight.
     own = settings.model_dump(mode="json", exclude={"aggregators", "votes", "seeds"})
     digests = {

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mil.config import Config
+from mil.data.positions import grid_positions
 from mil.prepare import read_tiles
 from splits import split as splitting
 from splits import tiles
 from splits.artifacts import digest, digests_of, require_digests
 from splits.errors import InputError
 
-__all__ = ["Fold", "folds_of"]
+__all__ = ["Fold", "folds_of", "positions_of"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,23 @@ class Fold:
             patient_of={patient: patient for patient in slides_of},
             rows_by_slide=rows,
         )
+
+
+def positions_of(run: Path, fold: Fold, bags: str) -> dict[str, npt.NDArray[np.int64]]:
+    """Column and row of each tile of a bag, ``(n_tiles, 2)``; absent where they are not known.
+
+    Args:
+        run: Run folder.
+        fold: With slides, not of patients.
+        bags: ``slide`` or ``patient``. Several slides have no grid in common, so only a patient of
+            one slide has positions.
+    """
+    placed = grid_positions(read_tiles(run))
+    if bags == "slide":
+        return placed
+    n_slides = Counter(fold.patient_of.values())
+    patients = {slide: fold.patient_of[slide] for slide in placed}
+    return {patients[s]: at for s, at in placed.items() if n_slides[patients[s]] == 1}
 
 
 def folds_of(run: Path, config: Config) -> Iterator[Fold]:

@@ -157,6 +157,11 @@ class Models:
         votes |= {choice.name: choice.args for choice in config.mil.votes}
         return cls(encoder.eval(), aggregators, crossfit, votes)
 
+    @property
+    def take_positions(self) -> bool:
+        """Whether one of the aggregators has a use for positions."""
+        return any(model.takes_positions for same in self.aggregators.values() for model in same)
+
     def tiles(self, x: Tensor) -> Votes:
         """Class and probabilities of each tile from embeddings ``(n_tiles, dim)``."""
         encoder = self.encoder.cpu()

@@ -15,10 +15,11 @@ import torch
 
 from mil import devices, encode, tissue
 from mil.aggregators.voting import Votes
-from mil.cohort import Fold, folds_of
+from mil.cohort import Fold, folds_of, positions_of
 from mil.config import Config
 from mil.data.bags import Bags, Batch
 from mil.data.context import name_positions
+from mil.data.positions import grid_positions
 from mil.models import Matrix, Models, Said, ensemble, weights_digests
 from mil.pixels import new_pixels
 from mil.stain.slides import fit_stains
@@ -53,12 +54,14 @@ def predict_run(run: Path, config: Config) -> None:
     # attention.parquet is written last: with it, all four are there.
     if is_current(run / "attention.parquet", digests):
         return
-    tables = _Tables()
+    tables, placed = _Tables(), None
     for fold in folds:
         features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
         packed = fold.of_patients() if config.mil.bags == "patient" else fold
-        bags = Bags(features, packed.rows_by_slide, packed.labels)
         models = Models.load(run, config, fold.number, fold.classes)
+        if models.take_positions and placed is None:
+            placed = positions_of(run, fold, config.mil.bags)
+        bags = Bags(features, packed.rows_by_slide, packed.labels, placed)
         for part in ("val", "test"):
             for batch in bags.batches(packed.slides[part], max_tiles=config.mil.batch_tiles):
                 rows = batch.rows.numpy()
@@ -194,13 +197,19 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
             mixed_sizes=config.data.mixed_sizes,
         )
         table["slide_id"] = folder.resolve().name
+        table, positions = name_positions(table), None
+        if everyone[0].take_positions:
+            found = [*grid_positions(table).values()]
+            positions = torch.from_numpy(found[0]) if found else None
         pixels, quality = _pixels(folder, table, config)
         answers: dict[str, list[Said]] = {}
         for models in everyone:
             embedder = encode.reader(models.encoder, config, fabric)
             x = encode.embed(embedder, pixels, config.compute.encode_batch)
             offsets = torch.tensor([0, len(x)])
-            of_methods = models.slides(torch.from_numpy(x), offsets, quality=quality)
+            of_methods = models.slides(
+                torch.from_numpy(x), offsets, positions=positions, quality=quality
+            )
             for method, of_fold in of_methods.items():
                 answers.setdefault(method, []).append(of_fold)
         for method, answer in answers.items():
@@ -231,7 +240,7 @@ def _pixels(
     if any(vote.name == "quality_vote" for vote in config.mil.votes):
         fits = fit("macenko") if stains is None else stains
         quality = tissue.quality(tissue.measure_all(folder, table, fits, config.compute.threads))
-    return new_pixels(folder, name_positions(table), stains, config)[:], quality
+    return new_pixels(folder, table, stains, config)[:], quality
 
 
 def _frame(

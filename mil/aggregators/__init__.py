@@ -21,6 +21,8 @@ from mil.aggregators.contract import (
 from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
 from mil.aggregators.dtfd import DTFD, PseudoBagLoss
 from mil.aggregators.pooling import MaxPooling, MeanPooling
+from mil.aggregators.transformer import Transformer
+from mil.aggregators.transmil import TransMIL
 from splits.errors import InputError
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "MeanPooling",
     "Output",
     "PseudoBagLoss",
+    "TransMIL",
+    "Transformer",
     "create",
     "create_loss",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ from mil.cohort import folds_of
 from mil.config import Config
 from mil.data.bags import Bags
 from mil.data.context import name_positions
+from mil.data.store import Features
+from mil.encoders import TileEncoder
+from mil.features import find
+from mil.features.bag import require_usable
+from mil.features.cohort import tile_names
 from mil.models import Matrix, Models, weights_digests
 from mil.pixels import new_pixels
 from mil.stain.slides import fit_stains
 from splits.artifacts import digest, is_current, write_table
+from splits.errors import InputError
 from splits.scan import list_folder, scan
 
 __all__ = ["predict_new", "predict_run"]
@@ -67,7 +74,10 @@ def predict_run(run: Path, config: Config) -> None:
 
 
 def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Classify new slides, each a folder of tiles, by the mean over the folds' models.
+    """Classify new slides by the mean over the folds' models.
+
+    An input is a folder of tiles; in a run that began with features, feature files as
+    `mil.features.find` takes them, where each slide is one.
 
     Returns:
         One record an input and method: ``slide, n_tiles, method, predicted, probabilities`` and,
@@ -75,45 +85,87 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
         are listed under ``skipped``.
 
     Raises:
-        InputError: A folder without a usable tile, or a run without trained models.
+        InputError: A folder without a usable tile, features of another dimension, or a run
+            without trained models.
     """
-    fabric = devices.fabric(config.compute, processes=1)
     folds = list(folds_of(run, config))
     everyone = [Models.load(run, config, fold.number, fold.classes) for fold in folds]
     classes = folds[0].classes
+    slides = _from_features if config.data.features is not None else _from_pixels
     records = []
-    for folder in inputs:
-        table, skipped = scan(
-            list_folder(folder),
-            label="none",
-            tile_px=config.data.tile_px,
-            mixed_sizes=config.data.mixed_sizes,
-        )
-        table["slide_id"] = folder.resolve().name
-        pixels = _pixels(folder, table, config)
+    for slide in (slide for path in inputs for slide in slides(path, config)):
         answers: dict[str, list[tuple[Matrix, Matrix | None]]] = {}
         for models in everyone:
-            embedder = encode.reader(models.encoder, config, fabric)
-            x = encode.embed(embedder, pixels, config.compute.encode_batch)
+            x = slide.embed(models.encoder)
             said = models.slides(torch.from_numpy(x), torch.tensor([0, len(x)]))
             for method, (votes, attention) in said.items():
                 answers.setdefault(method, []).append((votes.probabilities[0], attention))
         for method, answer in answers.items():
             mean = np.mean([probabilities for probabilities, _ in answer], axis=0)
             record: dict[str, Any] = {
-                "slide": str(folder),
-                "n_tiles": len(table),
+                "slide": slide.name,
+                "n_tiles": len(slide.tile_ids),
                 "method": method,
                 "predicted": classes[int(mean.argmax())],
                 "probabilities": dict(zip(classes, mean.tolist(), strict=True)),
-                "skipped": [{"id": name, "cause": cause} for _, name, cause in skipped],
+                "skipped": [{"id": name, "cause": cause} for _, name, cause in slide.skipped],
             }
             weights = [attention for _, attention in answer if attention is not None]
             if weights:
                 shares = np.mean(weights, axis=0).tolist()
-                record["attention"] = dict(zip(table["tile_id"], shares, strict=True))
+                record["attention"] = dict(zip(slide.tile_ids, shares, strict=True))
             records.append(record)
     return records
+
+
+@dataclass(frozen=True)
+class _New:
+    """A new slide, and how its tiles become embeddings ``(n_tiles, dim)`` float32."""
+
+    name: str
+    tile_ids: list[str]
+    embed: Callable[[TileEncoder], Features]
+    skipped: Sequence[tuple[str, str, str]] = ()
+
+
+def _from_pixels(folder: Path, config: Config) -> Iterator[_New]:
+    """A folder of tiles is one slide."""
+    fabric = devices.fabric(config.compute, processes=1)
+    table, skipped = scan(
+        list_folder(folder),
+        label="none",
+        tile_px=config.data.tile_px,
+        mixed_sizes=config.data.mixed_sizes,
+    )
+    table["slide_id"] = folder.resolve().name
+    pixels = _pixels(folder, table, config)
+
+    def embed(encoder: TileEncoder) -> Features:
+        embedder = encode.reader(encoder, config, fabric)
+        return encode.embed(embedder, pixels, config.compute.encode_batch)
+
+    yield _New(str(folder), table["tile_id"].tolist(), embed, skipped)
+
+
+def _from_features(path: Path, _: Config) -> Iterator[_New]:
+    """Every slide of a feature file or a folder of them."""
+    found = find(path)
+    for name in found.slide_ids:
+        bag = found.read(name)
+        where = f"slide {name!r} ({found.files[name]})"
+        require_usable(bag, where)
+        x = bag.x.astype(np.float32)
+
+        def embed(encoder: TileEncoder, x: Features = x, where: str = where) -> Features:
+            if x.shape[1] != encoder.dim:
+                message = (
+                    f"{where} has features of dimension {x.shape[1]}, the models of this run read "
+                    f"{encoder.dim}: features of the same encoder are needed"
+                )
+                raise InputError(message)
+            return x
+
+        yield _New(name, tile_names(found, name, len(bag)), embed)
 
 
 def _pixels(folder: Path, table: pd.DataFrame, config: Config) -> npt.NDArray[np.uint8]:

@@ -21,6 +21,7 @@ LAYERS = [
         "mil.phantom_tissue",
         "mil.phantom_plan",
         "mil.phantom",
+        "mil.config_data",
         "mil.config",
         "mil.settings",
         "mil.statistics",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from mil.aggregators import Output, create, create_loss
+from mil.aggregators import InstanceLoss, Output, create, create_loss
 from mil.data.bags import Bags, Batch
 from mil.data.store import Features
 from mil.loop import OPTIMIZERS, SCHEDULES
@@ -161,9 +162,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.three_d_array = True
         return tags
 
-    def _train(
-        self, modules: nn.ModuleList, x: Features, offsets: Offsets, label: Offsets
-    ) -> None:
+    def _train(self, modules: nn.ModuleList, x: Features, offsets: Offsets, label: Offsets) -> None:
         """Train an aggregator and, where it is there, its instance loss.
 
         A run's loop keeps files and a validation part; this one needs neither. Measured on musk1
@@ -193,7 +192,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     group["lr"] = self.lr * schedule(epoch + step / len(plan))
                 optimizer.zero_grad(set_to_none=True)
                 loss = _loss(*modules, batch=batch, class_weight=class_weight)
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 total += float(loss.detach())
             if not math.isfinite(total):
@@ -249,7 +248,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _loss(
-    model: nn.Module, extra: nn.Module | None = None, *, batch: Batch, class_weight: Tensor
+    model: nn.Module, extra: InstanceLoss | None = None, *, batch: Batch, class_weight: Tensor
 ) -> Tensor:
     output = model(batch.x, batch.offsets)
     each = F.cross_entropy(output.logits, batch.label, class_weight, reduction="none")
@@ -263,7 +262,7 @@ def _bags(x: Features, offsets: Offsets, label: Offsets) -> Bags:
     """Named so that the sorted names have the order of the bags."""
     width = len(str(len(label)))
     names = [f"bag {i:0{width}d}" for i in range(len(label))]
-    rows = [np.arange(*span) for span in zip(offsets[:-1], offsets[1:], strict=True)]
+    rows = [np.arange(*span) for span in pairwise(offsets)]
     return Bags(x, dict(zip(names, rows, strict=True)), dict(zip(names, label, strict=True)))
 
 

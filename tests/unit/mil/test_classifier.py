@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mil.classifier import SlideClassifier
-from splits.errors import InputError
 
 
 @parametrize_with_checks([SlideClassifier()])

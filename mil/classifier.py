@@ -261,7 +261,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int | np.integer) and value >= 1
+    return isinstance(value, int | np.integer) and int(value) >= 1
 
 
 class _Objective(nn.Module):

@@ -5,90 +5,204 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mil import encode, loop
-from mil.cohort import Fold
-from mil.config import Choice, Config
+from mil.aggregators import AGGREGATORS, INSTANCE_LOSSES, InstanceLoss, create_loss
+from mil.aggregators.contract import Aggregator
+from mil.aggregators.voting import check_vote
+from mil.cohort import Fold, positions_of
+from mil.config import Aggregator as Choice
+from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
-from mil.models import new_aggregator
+from mil.models import aggregator_folder, new_aggregator, outputs
 from mil.seeds import derive, generator
 from splits.artifacts import digest
+from splits.errors import InputError
 
-__all__ = ["fit_aggregator"]
+__all__ = ["Objective", "check", "class_weights", "fit_aggregator"]
 
-_FORM = 2  # of the weights: another one is trained anew
+_FORM = 3  # of the weights: another one is trained anew
+
+
+def check(settings: Mil) -> None:
+    """Bind every name and argument of the section before any work starts.
+
+    Raises:
+        InputError: An aggregator, its instance loss or a vote, or an argument of one, does not
+            exist or is named twice; the nearest is named.
+    """
+    for kind, choices in (("aggregators", settings.aggregators), ("votes", settings.votes)):
+        names = [choice.name for choice in choices]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            message = f"mil.{kind} names {twice[0]!r} twice: once is allowed"
+            raise InputError(message)
+    for choice in settings.aggregators:
+        AGGREGATORS.bind(choice.name, choice.args)
+        if choice.name in INSTANCE_LOSSES:
+            INSTANCE_LOSSES.bind(choice.name, choice.instance_loss or {})
+        elif choice.instance_loss != {}:
+            message = (
+                f"mil.aggregators: {choice.name!r} has no instance loss to set or to switch off "
+                f"(those that have one: {', '.join(INSTANCE_LOSSES) or 'none'})"
+            )
+            raise InputError(message)
+    for vote in settings.votes:
+        check_vote(vote.name, **vote.args)
 
 
 def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric: Fabric) -> None:
-    """Train one aggregator of the config, or do nothing where it is trained."""
+    """Train one aggregator of the config, every seed of it, or do nothing where that is done."""
     features, made_from = encode.bag_features(run, config, fold)
-    bags = Bags(features, fold.rows_by_slide, fold.labels)
-    folder = run / "aggregators" / choice.name / f"fold{fold.number}"
-    settings = config.mil.model_dump(mode="json", exclude={"aggregators"})
+    settings = config.mil
+    slides_seen = fold.slides["train"]
+    placed = None
+    if getattr(AGGREGATORS.get(choice.name), "takes_positions", False):
+        placed = positions_of(run, fold, settings.bags)
+    fold = fold.of_patients() if settings.bags == "patient" else fold
+    bags = Bags(features, fold.rows_by_slide, fold.labels, placed)
+    # Neither the other methods nor the number of seeds changes a weight.
+    own = settings.model_dump(mode="json", exclude={"aggregators", "votes", "seeds"})
     digests = {
         "features": made_from,
         "split": fold.split,
-        "aggregator": digest([_FORM, settings, choice.model_dump(mode="json"), config.seed]),
+        "aggregator": digest([_FORM, own, choice.model_dump(mode="json"), config.seed]),
     }
-    seed = derive(config.seed, "aggregator", choice.name, fold.number)
-    torch.manual_seed(seed)
-    model = new_aggregator(choice, bags.dim, len(fold.classes))
-    model.standardise(features[fold.rows("train")])
-    loop.fit(
-        model,
-        folder,
-        budget=loop.Budget(
-            epochs=config.mil.epochs,
-            lr=config.mil.lr,
-            weight_decay=config.mil.weight_decay,
-            patience=config.mil.patience,
-            burn_in=config.mil.burn_in,
-        ),
-        fabric=fabric,
-        batches=partial(_bag_batches, bags, fold, config, seed),
-        loss=partial(_bag_loss, fabric.device),
-        validate=partial(_validate_bags, bags, fold, config, fabric.device),
-        seed=seed,
-        digests=digests,
-        card={
-            "aggregator": choice.model_dump(mode="json"),
-            "classes": fold.classes,
-            "dim": bags.dim,
-            "slides_seen": fold.slides["train"],
-        },
-        lower="mil.batch_tiles",
-    )
+    for number in range(settings.seeds):
+        # The first has the seed that it has where it is the only one.
+        names = (choice.name, fold.number, *([number] if number else []))
+        seed = derive(config.seed, "aggregator", *names)
+        torch.manual_seed(seed)
+        model = new_aggregator(config, choice, bags.dim, len(fold.classes))
+        model.standardise(features[fold.rows("train")])
+        loss = choice.instance_loss
+        objective = Objective(
+            model,
+            None if loss is None else create_loss(choice.name, model, **loss),
+            class_weights(fold) if settings.balance else np.ones(len(fold.classes)),
+        )
+        loop.fit(
+            objective,
+            aggregator_folder(run, choice.name, fold.number, number),
+            kept=model,
+            budget=loop.Budget(
+                epochs=settings.epochs,
+                lr=settings.lr,
+                weight_decay=settings.weight_decay,
+                schedule_args={"warmup": settings.warmup},
+                patience=settings.patience,
+                burn_in=settings.burn_in,
+                criterion="val_loss",
+            ),
+            fabric=fabric,
+            batches=partial(_batches, bags, fold, settings, seed),
+            loss=partial(_loss, fabric),
+            validate=partial(_validate, bags, fold, settings, fabric.device),
+            seed=seed,
+            digests=digests,
+            card={
+                "aggregator": choice.model_dump(mode="json"),
+                "bags": settings.bags,
+                "classes": fold.classes,
+                "dim": bags.dim,
+                "slides_seen": slides_seen,
+            },
+            lower="mil.batch_tiles",
+        )
 
 
-def _bag_batches(
-    bags: Bags, fold: Fold, config: Config, seed: int, epoch: int, start: int
+class Objective(nn.Module):
+    """An aggregator and what is learned beside it; its forward pass is the loss of a batch.
+
+    The mean over the bags of the cross-entropy, each bag times the weight of its class, plus the
+    loss on tiles times its own weight. Weights are no part of the divisor: a batch of one bag
+    would lose them.
+
+    Args:
+        aggregator: All that prediction needs.
+        instance_loss: Its loss on tiles, with parameters of its own perhaps.
+        class_weight: ``(n_classes,)``.
+    """
+
+    class_weight: Tensor
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        instance_loss: InstanceLoss | None,
+        class_weight: npt.NDArray[np.float64],
+    ) -> None:
+        super().__init__()
+        self.aggregator, self.instance_loss = aggregator, instance_loss
+        weight = torch.from_numpy(class_weight).float()
+        self.register_buffer("class_weight", weight, persistent=False)
+
+    def of_bags(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of each bag: ``(n_bags, n_classes)``, ``(n_bags,)`` to ``(n_bags,)``."""
+        return self.class_weight[label] * F.cross_entropy(logits.float(), label, reduction="none")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+        output = outputs(self.aggregator, batch.x, batch.offsets, batch.positions)
+        loss = self.of_bags(output.logits, batch.label).mean()
+        if self.instance_loss is not None:
+            on_tiles = self.instance_loss(output, batch.offsets, batch.label)
+            loss = loss + self.instance_loss.weight * on_tiles
+        return loss
+
+
+def class_weights(fold: Fold) -> npt.NDArray[np.float64]:
+    """One over the number of training bags of each class, of mean 1 over these bags.
+
+    Weights and no balanced draws: every bag is seen once an epoch, none twice and none not at all.
+    A class without training bags has weight 1.
+    """
+    labels = [fold.labels[slide] for slide in fold.slides["train"]]
+    counts = np.bincount(labels, minlength=len(fold.classes))
+    even = len(labels) / np.count_nonzero(counts)
+    return np.where(counts > 0, even / np.maximum(counts, 1), 1.0)
+
+
+def _batches(
+    bags: Bags, fold: Fold, settings: Mil, seed: int, epoch: int, start: int
 ) -> loop.Batches[Batch]:
-    plan = bags.plan(
-        fold.slides["train"],
-        max_tiles=config.mil.batch_tiles,
-        generator=generator(seed, "order", epoch),
-    )
-    return loop.Batches(len(plan), map(bags.batch, plan[start:]))
+    train = fold.slides["train"]
+    if settings.bag_dropout or settings.max_tiles is not None:
+        bags = bags.sampled(
+            train,
+            derive(seed, "tiles", epoch),
+            dropout=settings.bag_dropout,
+            most=settings.max_tiles,
+        )
+    budget = settings.batch_tiles
+    plan = bags.plan(train, max_tiles=budget, generator=generator(seed, "order", epoch))
+    return loop.Batches(len(plan), map(partial(bags.batch, max_tiles=budget), plan[start:]))
 
 
-def _bag_loss(device: torch.device, model: nn.Module, batch: Batch) -> Tensor:
-    batch = batch.to(device)
-    return F.cross_entropy(model(batch.x, batch.offsets).logits.float(), batch.label)
+def _loss(fabric: Fabric, wrapped: nn.Module, batch: Batch) -> Tensor:
+    # Not through Fabric's wrapper, which would first copy memory-mapped tiles to float32.
+    objective: Any = wrapped.module
+    with fabric.autocast():
+        loss: Tensor = objective(batch.to(fabric.device))
+    return loss
 
 
-def _validate_bags(
-    bags: Bags, fold: Fold, config: Config, device: torch.device, model: nn.Module
+def _validate(
+    bags: Bags, fold: Fold, settings: Mil, device: torch.device, objective: Objective
 ) -> Mapping[str, float]:
     loss, right, n = 0.0, 0, 0
-    for packed in bags.batches(fold.slides["val"], max_tiles=config.mil.batch_tiles):
+    for packed in bags.batches(fold.slides["val"], max_tiles=settings.batch_tiles):
         batch = packed.to(device)
-        logits = model(batch.x, batch.offsets).logits.float()
-        loss += float(F.cross_entropy(logits, batch.label, reduction="sum"))
+        logits = outputs(objective.aggregator, batch.x, batch.offsets, batch.positions).logits
+        loss += float(objective.of_bags(logits, batch.label).sum())
         right += int((logits.argmax(1) == batch.label).sum())
         n += len(batch)
     return {"val_loss": loss / n, "val_accuracy": right / n}

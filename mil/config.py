@@ -276,6 +276,9 @@ class Train(_Section):
 class Aggregator(Choice):
     """A slide aggregator by name, with its arguments."""
 
+    instance_loss: Mapping[str, Any] | None = Field(default_factory=dict)
+    """Arguments of the loss on tiles that belongs to the method; null trains without it."""
+
 
 class Mil(_Section):
     """Training of the slide aggregators."""
@@ -286,17 +289,33 @@ class Mil(_Section):
         Aggregator(name="abmil"),
         Aggregator(name="gated_abmil"),
     )
-    """What is trained; plurality vote and mean probability are always reported."""
+    """What is trained."""
+    votes: tuple[Choice, ...] = ()
+    """Votes without training beside ``vote`` and ``mean_probability``, which are always reported:
+    ``weighted_vote``, ``quality_vote``, ``top_k_mean``, ``max_probability``, ``noisy_or``. One of
+    the two named here gets its arguments."""
+    bags: Literal["slide", "patient"] = "slide"
+    """What is one bag: a slide, or all slides of a patient."""
     epochs: PositiveInt = 100
     """Passes over the training bags."""
     batch_tiles: PositiveInt = 4096
-    """Tile budget of a packed batch."""
+    """Tile budget of a packed batch; a larger bag streams in chunks, with the same result."""
+    max_tiles: PositiveInt | None = None
+    """Tiles of a training bag that are seen in an epoch, drawn anew each; None: all."""
+    bag_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the tiles of a training bag that is left out in an epoch, drawn anew each."""
+    balance: bool = False
+    """Weigh each training bag by one over the number of bags of its class (mean weight 1)."""
     lr: float = Field(5e-4, gt=0)
     """Largest learning rate (AdamW, cosine)."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of the epochs in which the learning rate climbs, before the cosine."""
+    seeds: PositiveInt = 1
+    """Models a fold that differ by seed alone; the prediction is the mean of theirs."""
     patience: PositiveInt | None = 20
-    """Stop after so many epochs without a better one by validation."""
+    """Stop after so many epochs without a lower validation loss."""
     burn_in: float = Field(0.5, ge=0, lt=1)
     """Share of the epochs before one may be kept: few slides can favour an untrained epoch."""
 

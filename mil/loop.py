@@ -16,8 +16,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -73,9 +74,24 @@ def _step(epochs: int, step_size: int, gamma: float) -> Schedule:
 
 
 @SCHEDULES.register("cosine")
-def _cosine(epochs: int) -> Schedule:
-    """Half a cosine from the learning rate to 0 (Loshchilov & Hutter 2017, no restarts)."""
-    return lambda epoch: 0.5 * (1 + np.cos(np.pi * min(epoch / epochs, 1.0)))
+def _cosine(epochs: int, warmup: float = 0.0) -> Schedule:
+    """Half a cosine from the learning rate to 0 (Loshchilov & Hutter 2017, no restarts).
+
+    ``warmup`` is the share of the epochs before it in which the rate climbs in a straight line
+    (Goyal et al. 2017), from 1/100 of it.
+    """
+    if not 0 <= warmup < 1:
+        message = f"warmup is {warmup!r}, allowed is a share of the epochs from 0 to below 1"
+        raise InputError(message)
+
+    def factor(epoch: float) -> float:
+        progress = epoch / epochs
+        if progress < warmup:
+            return 0.01 + 0.99 * progress / warmup
+        share = (progress - warmup) / (1 - warmup)
+        return float(0.5 * (1 + np.cos(np.pi * min(share, 1.0))))
+
+    return factor
 
 
 @SCHEDULES.register("onecycle")
@@ -107,7 +123,15 @@ class Batches(Generic[B]):
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how fast to train."""
+    """How long and how fast to train, and which epoch is kept.
+
+    Attributes:
+        criterion: What ``validate`` says of an epoch that chooses it. ``val_accuracy``: the
+            highest, among equals the lowest loss: for few slides, of which one that is wrong with
+            confidence rules a loss. ``val_loss``: the lowest.
+        patience: Stop after so many epochs without a better one; None: never.
+        burn_in: Share of the epochs before one may be kept.
+    """
 
     epochs: int
     lr: float
@@ -118,12 +142,14 @@ class Budget:
     schedule_args: Mapping[str, Any] | None = None
     patience: int | None = None
     burn_in: float = 0.0
+    criterion: Literal["val_accuracy", "val_loss"] = "val_accuracy"
 
 
 def fit(
     model: nn.Module,
     folder: Path,
     *,
+    kept: nn.Module | None = None,
     budget: Budget,
     fabric: Fabric,
     batches: Callable[[int, int], Batches[B]],
@@ -136,7 +162,7 @@ def fit(
     tensorboard: bool = False,
     after_epoch: Callable[[str], object] | None = None,
 ) -> None:
-    """Train ``model`` in place and leave it with the weights of the best epoch.
+    """Train ``model`` in place and leave it (or what is kept of it) with the best epoch's weights.
 
     Writes ``model.safetensors`` (best epoch), ``checkpoint/last.safetensors`` (last step),
     ``log.csv`` and, when done, ``card.json``. With a card of the same digests it only loads the
@@ -145,12 +171,14 @@ def fit(
     Args:
         model: Trained in place, on the fabric's device.
         folder: Such as ``encoder/fold0``.
-        budget: Epochs, optimiser and schedule.
+        kept: The part of the model that is used later: ``model.safetensors`` holds it alone, and
+            only it has the weights of the best epoch in the end. None: all of it.
+        budget: Epochs, optimiser, schedule, and what chooses the epoch.
         fabric: Device, precision and processes.
         batches: Epoch and first step -> training batches, the same for the same numbers.
         loss: Mean loss of a batch.
-        validate: Called with the bare model in eval mode and without gradients; the epoch of the
-            highest ``val_accuracy`` is kept, among equals the one of the lowest ``val_loss``.
+        validate: Called with the bare model in eval mode and without gradients, gives at least
+            ``val_loss`` and ``val_accuracy``.
         seed: Everything random follows from it.
         digests: Of all inputs.
         card: What a user of the weights must know.
@@ -162,9 +190,10 @@ def fit(
         InputError: The loss is not finite (the batch and its slides are named), or memory does not
             suffice.
     """
+    kept = model if kept is None else kept
     weights = folder / "model.safetensors"
     if is_finished(folder, digests):
-        load_weights(model, weights)
+        load_weights(kept, weights)
         return
     torch.manual_seed(derive(seed, "start"))
     schedule = SCHEDULES.create(
@@ -213,8 +242,9 @@ def fit(
                 f"{scores['val_loss']}: lower the learning rate ({budget.lr:g})"
             )
             raise InputError(message)
-        kept = [_merit(row) for row in log if row["best"]]
-        best = epoch >= first and (not kept or _merit(scores) > kept[-1])
+        merit = partial(_merit, criterion=budget.criterion)
+        earlier = [merit(row) for row in log if row["best"]]
+        best = epoch >= first and (not earlier or merit(scores) > earlier[-1])
         log.append(
             {
                 "epoch": epoch,
@@ -228,7 +258,7 @@ def fit(
         done.step, done.total = 0, 0.0
         if fabric.is_global_zero:
             if best:
-                save_weights(model, weights)
+                save_weights(kept, weights)
             saver.maybe(done)
             write_csv(folder / "log.csv", pd.DataFrame(log))
             if tensorboard:
@@ -240,12 +270,12 @@ def fit(
         chosen = [row["epoch"] for row in done.log if row["best"]][-1]
         write_json(folder / "card.json", {**card, "chosen_epoch": chosen}, digests)
     fabric.barrier()
-    load_weights(model, weights)
+    load_weights(kept, weights)
 
 
-def _merit(scores: Mapping[str, float]) -> tuple[float, float]:
-    """Accuracy chooses, loss breaks ties: one slide that is wrong with confidence rules a loss."""
-    return scores["val_accuracy"], -scores["val_loss"]
+def _merit(scores: Mapping[str, float], criterion: str) -> tuple[float, float]:
+    """Higher is better; the loss breaks ties of accuracy, and nothing breaks those of the loss."""
+    return scores["val_accuracy"] if criterion == "val_accuracy" else 0.0, -scores["val_loss"]
 
 
 def _out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:

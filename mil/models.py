@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mil.aggregators import AGGREGATORS, Aggregator
-from mil.aggregators.voting import Votes, mean_probability, plurality_vote
+from mil.aggregators import AGGREGATORS, Aggregator, Output
+from mil.aggregators.voting import VOTES, Votes
 from mil.checkpoint import load_weights
 from mil.config import Choice, Config
 from mil.data.store import Features
@@ -21,10 +22,38 @@ from mil.encoders import TileEncoder, create
 from splits.artifacts import file_digest
 from splits.errors import InputError
 
-__all__ = ["Models", "log_probabilities", "new_aggregator", "new_encoder", "weights_digests"]
+__all__ = [
+    "Models",
+    "Said",
+    "aggregator_folder",
+    "ensemble",
+    "log_probabilities",
+    "new_aggregator",
+    "new_encoder",
+    "outputs",
+    "weights_digests",
+]
 
-_VOTES = {"vote": plurality_vote, "mean_probability": mean_probability}
+_ALWAYS: Final = ("vote", "mean_probability")
+_BLOCK: Final = 2**14  # tiles that the tile classifier reads at once
 Matrix = npt.NDArray[np.float64]
+Rows = TypeVar("Rows", Tensor, Features)
+
+
+class Said(NamedTuple):
+    """What a method says of packed bags.
+
+    Attributes:
+        votes: Class and probabilities of each bag.
+        attention: ``(n_tiles,)``; None where the method weighs no tiles.
+        class_attention: ``(n_tiles, n_classes)``; None where all classes share one.
+        contributions: ``(n_tiles, n_classes)``, to the logits; None where they are no sum.
+    """
+
+    votes: Votes
+    attention: Matrix | None = None
+    class_attention: Matrix | None = None
+    contributions: Matrix | None = None
 
 
 def new_encoder(config: Config, classes: Sequence[str], *, load_weights: bool) -> TileEncoder:
@@ -48,18 +77,47 @@ def new_encoder(config: Config, classes: Sequence[str], *, load_weights: bool) -
     )
 
 
-def new_aggregator(choice: Choice, dim: int, n_classes: int) -> Aggregator:
-    """The aggregator of a config."""
-    return AGGREGATORS.create(choice.name, dim=dim, n_classes=n_classes, **choice.args)
+def new_aggregator(config: Config, choice: Choice, dim: int, n_classes: int) -> Aggregator:
+    """An aggregator of a config; bags beyond ``mil.batch_tiles`` stream."""
+    model = AGGREGATORS.create(choice.name, dim=dim, n_classes=n_classes, **choice.args)
+    model.budget = config.mil.batch_tiles
+    return model
+
+
+def outputs(model: Aggregator, x: Tensor, offsets: Tensor, positions: Tensor | None) -> Output:
+    """Call an aggregator, with positions where it has a use for them."""
+    said: Output = model(x, offsets, positions) if model.takes_positions else model(x, offsets)
+    return said
+
+
+def ensemble(members: Sequence[Said]) -> Said:
+    """The mean of what several models say of the same bags; the highest mean probability wins.
+
+    The mean of weights that sum to 1 does so, too; that of contributions adds up to mean logits.
+    """
+    if len(members) == 1:
+        return members[0]
+    share = np.mean([member.votes.probabilities for member in members], axis=0)
+    votes = Votes(share.argmax(1), share, members[0].votes.all_counted)
+    columns = zip(*(member[1:] for member in members), strict=True)
+    return Said(votes, *(None if c[0] is None else np.mean(c, axis=0) for c in columns))
 
 
 def log_probabilities(encoder: TileEncoder, features: Features) -> npt.NDArray[np.float32]:
     """What the tile classifier says of embeddings ``(n, dim)``, ``(n, n_classes)``."""
     with torch.inference_mode():
-        x = torch.from_numpy(np.array(features, dtype=np.float32))
         head = encoder.head.cpu()
-        said: npt.NDArray[np.float32] = F.log_softmax(head(x), dim=1).numpy()
+        blocks = [
+            F.log_softmax(head(torch.from_numpy(np.array(block, dtype=np.float32))), dim=1)
+            for block in _blocks(features)
+        ]
+        said: npt.NDArray[np.float32] = torch.cat(blocks).numpy()
     return said
+
+
+def _blocks(rows: Rows) -> list[Rows]:
+    """Views of consecutive rows: a bag on disk is never copied to float32 as a whole."""
+    return [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
 
 
 @dataclass(frozen=True)
@@ -68,13 +126,15 @@ class Models:
 
     Attributes:
         encoder: With its tile classifier.
-        aggregators: By name.
+        aggregators: By name, a model a seed.
         crossfit: Aggregators see the tile classifier's log probabilities, not embeddings.
+        votes: Rules without training by name, with their arguments.
     """
 
     encoder: TileEncoder
-    aggregators: dict[str, Aggregator]
+    aggregators: dict[str, list[Aggregator]]
     crossfit: bool
+    votes: dict[str, Mapping[str, Any]]
 
     @classmethod
     def load(cls, run: Path, config: Config, fold: int, classes: Sequence[str]) -> Models:
@@ -86,43 +146,65 @@ class Models:
         encoder = new_encoder(config, classes, load_weights=False)
         load_weights(encoder, _encoder_file(run, fold))
         crossfit = config.train.crossfit is not None
-        aggregators = {}
+        dim, n_classes = (len(classes) if crossfit else encoder.dim), len(classes)
+        aggregators: dict[str, list[Aggregator]] = {}
         for choice in config.mil.aggregators:
-            model = new_aggregator(choice, len(classes) if crossfit else encoder.dim, len(classes))
-            load_weights(model, _aggregator_file(run, choice.name, fold))
-            aggregators[choice.name] = model.eval()
-        return cls(encoder.eval(), aggregators, crossfit)
+            for number in range(config.mil.seeds):
+                model = new_aggregator(config, choice, dim, n_classes)
+                load_weights(model, _weights(aggregator_folder(run, choice.name, fold, number)))
+                aggregators.setdefault(choice.name, []).append(model.eval())
+        votes: dict[str, Mapping[str, Any]] = {name: {} for name in _ALWAYS}
+        votes |= {choice.name: choice.args for choice in config.mil.votes}
+        return cls(encoder.eval(), aggregators, crossfit, votes)
+
+    @property
+    def take_positions(self) -> bool:
+        """Whether one of the aggregators has a use for positions."""
+        return any(model.takes_positions for same in self.aggregators.values() for model in same)
 
     def tiles(self, x: Tensor) -> Votes:
         """Class and probabilities of each tile from embeddings ``(n_tiles, dim)``."""
+        encoder = self.encoder.cpu()
         with torch.inference_mode():
-            probabilities = self.encoder.cpu().classify(x).double().numpy()
+            said = [encoder.classify(block).double() for block in _blocks(x)]
+            probabilities = torch.cat(said).numpy()
         return Votes(probabilities.argmax(1), probabilities)
 
-    def slides(self, x: Tensor, offsets: Tensor) -> dict[str, tuple[Votes, Matrix | None]]:
+    def slides(
+        self,
+        x: Tensor,
+        offsets: Tensor,
+        *,
+        positions: Tensor | None = None,
+        quality: Matrix | None = None,
+    ) -> dict[str, Said]:
         """What every method says of packed bags.
 
         Args:
             x: Embeddings, ``(n_tiles, dim)``.
             offsets: ``(n_bags + 1,)``.
-
-        Returns:
-            Method -> class and probabilities a bag, and attention ``(n_tiles,)`` where it weighs
-            tiles.
+            positions: ``(n_tiles, 2)`` int64, where they are known.
+            quality: Of each tile, ``(n_tiles,)``, for ``quality_vote``.
         """
         probabilities = self.tiles(x).probabilities
-        said: dict[str, tuple[Votes, Matrix | None]] = {
-            method: (rule(probabilities, offsets.numpy()), None) for method, rule in _VOTES.items()
-        }
+        said: dict[str, Said] = {}
+        for method, args in self.votes.items():
+            given = {"quality": quality} if method == "quality_vote" else {}
+            cut = {"probabilities": probabilities, "offsets": offsets.numpy()}
+            said[method] = Said(VOTES.create(method, **cut, **given, **args))
         seen = torch.from_numpy(log_probabilities(self.encoder, x.numpy())) if self.crossfit else x
         with torch.inference_mode():
-            for method, model in self.aggregators.items():
-                output = model(seen, offsets)
-                share = F.softmax(output.logits.double(), dim=1).numpy()
-                attention = output.attention
-                weights = None if attention is None else attention.double().numpy()
-                said[method] = (Votes(share.argmax(1), share), weights)
+            for method, models in self.aggregators.items():
+                members = [_said(outputs(model, seen, offsets, positions)) for model in models]
+                said[method] = ensemble(members)
         return said
+
+
+def _said(output: Output) -> Said:
+    share = F.softmax(output.logits.double(), dim=1).numpy()
+    scores = (output.attention, output.class_attention, output.contributions)
+    votes = Votes(share.argmax(1), share)
+    return Said(votes, *(None if of is None else of.double().numpy() for of in scores))
 
 
 def weights_digests(run: Path, config: Config, folds: Sequence[int]) -> list[str]:
@@ -133,7 +215,12 @@ def weights_digests(run: Path, config: Config, folds: Sequence[int]) -> list[str
     """
     files = [_encoder_file(run, fold) for fold in folds]
     for choice in config.mil.aggregators:
-        files += [_aggregator_file(run, choice.name, fold) for fold in folds]
+        folders = [
+            aggregator_folder(run, choice.name, fold, number)
+            for fold in folds
+            for number in range(config.mil.seeds)
+        ]
+        files += map(_weights, folders)
     for file in files:
         if not (file.parent / "card.json").exists():
             message = f"{file.parent} is not trained yet: run `slidewise train {run}` first"
@@ -141,9 +228,14 @@ def weights_digests(run: Path, config: Config, folds: Sequence[int]) -> list[str
     return [file_digest(file) for file in files]
 
 
+def aggregator_folder(run: Path, name: str, fold: int, number: int) -> Path:
+    """Where a model lies; number tells seeds of one fold apart."""
+    return run / "aggregators" / name / (f"fold{fold}-seed{number}" if number else f"fold{fold}")
+
+
 def _encoder_file(run: Path, fold: int) -> Path:
-    return run / "encoder" / f"fold{fold}" / "model.safetensors"
+    return _weights(run / "encoder" / f"fold{fold}")
 
 
-def _aggregator_file(run: Path, name: str, fold: int) -> Path:
-    return run / "aggregators" / name / f"fold{fold}" / "model.safetensors"
+def _weights(folder: Path) -> Path:
+    return folder / "model.safetensors"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,63 +13,168 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from mil import devices, encode
+from mil import devices, encode, tissue
 from mil.aggregators.voting import Votes
-from mil.cohort import folds_of
+from mil.cohort import Fold, folds_of, positions_of
 from mil.config import Config
-from mil.data.bags import Bags
+from mil.data.bags import Bags, Batch
 from mil.data.context import name_positions
-from mil.models import Matrix, Models, weights_digests
+from mil.data.positions import grid_positions
+from mil.models import Matrix, Models, Said, ensemble, weights_digests
 from mil.pixels import new_pixels
 from mil.stain.slides import fit_stains
-from splits.artifacts import digest, is_current, write_table
+from splits.artifacts import digest, digests_of, is_current, write_table
 from splits.scan import list_folder, scan
 
 __all__ = ["predict_new", "predict_run"]
 
-_ATTENTION = ["tile_id", "slide_id", "fold", "part", "method", "attention"]
+_TILE = ["tile_id", "slide_id", "fold", "part", "method"]
+_ATTENTION = [*_TILE, "attention"]
+_SCORES = [*_TILE, "class", "attention", "contribution"]
 
 
 def predict_run(run: Path, config: Config) -> None:
     """Predict validation and test slides of every fold with that fold's models.
 
-    Writes ``predictions.parquet``, ``tile_predictions.parquet`` and ``attention.parquet``.
+    Writes ``predictions.parquet``, ``tile_predictions.parquet``, ``attention.parquet`` and
+    ``tile_scores.parquet``, what methods say of tiles class by class. Where bags are patients, each
+    slide has the prediction of its patient, and attention is scaled to sum 1 within each slide.
+
+    Warns of slides of which no tile would have had a vote.
     """
     folds = list(folds_of(run, config))
+    votes = [vote.model_dump(mode="json") for vote in config.mil.votes]
+    quality = _quality(run, config)
     digests = {
         "identity": folds[0].identity,
         "split": folds[0].split,
         "models": digest(weights_digests(run, config, [fold.number for fold in folds])),
+        "votes": digest([votes, quality is not None and digests_of(run / "tissue.parquet")]),
     }
-    # attention.parquet is written last: with it, all three are there.
+    # attention.parquet is written last: with it, all four are there.
     if is_current(run / "attention.parquet", digests):
         return
-    slides, tiles, weights = [], [], [pd.DataFrame(columns=_ATTENTION)]
+    tables, placed = _Tables(), None
     for fold in folds:
         features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
-        bags = Bags(features, fold.rows_by_slide, fold.labels)
+        packed = fold.of_patients() if config.mil.bags == "patient" else fold
         models = Models.load(run, config, fold.number, fold.classes)
+        if models.take_positions and placed is None:
+            placed = positions_of(run, fold, config.mil.bags)
+        bags = Bags(features, packed.rows_by_slide, packed.labels, placed)
         for part in ("val", "test"):
-            for batch in bags.batches(fold.slides[part], max_tiles=config.mil.batch_tiles):
+            for batch in bags.batches(packed.slides[part], max_tiles=config.mil.batch_tiles):
                 rows = batch.rows.numpy()
-                where = {"fold": fold.number, "part": part}
-                of_tile = {"tile_id": fold.tile_ids[rows], "slide_id": fold.slide_of[rows], **where}
-                target = fold.target[rows]
-                tiles.append(_frame(of_tile, fold.classes, target, models.tiles(batch.x)))
-                for method, (votes, attention) in models.slides(batch.x, batch.offsets).items():
-                    of_slide = {"slide_id": batch.slide_ids, **where, "method": method}
-                    slides.append(_frame(of_slide, fold.classes, batch.label.numpy(), votes))
-                    if attention is not None:
-                        columns = {**of_tile, "method": method, "attention": attention}
-                        weights.append(pd.DataFrame(columns))
-    write_table(run / "predictions.parquet", pd.concat(slides, ignore_index=True), digests)
-    write_table(run / "tile_predictions.parquet", pd.concat(tiles, ignore_index=True), digests)
-    attention_table = pd.concat(weights, ignore_index=True)
-    write_table(run / "attention.parquet", attention_table[_ATTENTION], digests)
+                said = models.slides(
+                    batch.x,
+                    batch.offsets,
+                    positions=batch.positions,
+                    quality=None if quality is None else quality[rows],
+                )
+                tables.add(fold, part, batch, models.tiles(batch.x), said)
+    tables.warn()
+    for name, table in tables.concatenated():
+        write_table(run / f"{name}.parquet", table, digests)
+
+
+class _Tables:
+    """The rows of the prediction tables, as they come."""
+
+    def __init__(self) -> None:
+        self._slides: list[pd.DataFrame] = []
+        self._tiles: list[pd.DataFrame] = []
+        self._attention = [pd.DataFrame(columns=_ATTENTION)]
+        self._scores = [pd.DataFrame(columns=_SCORES)]
+        self._all_counted: dict[str, list[str]] = {}
+
+    def add(
+        self, fold: Fold, part: str, batch: Batch, of_tiles: Votes, said: Mapping[str, Said]
+    ) -> None:
+        rows, where = batch.rows.numpy(), {"fold": fold.number, "part": part}
+        slide_of = fold.slide_of[rows]
+        ids = {"tile_id": fold.tile_ids[rows], "slide_id": slide_of, **where}
+        self._tiles.append(_frame(ids, fold.classes, fold.target[rows], of_tiles))
+        # A bag of a patient holds several slides, each of which gets its prediction.
+        offsets = batch.offsets.numpy()
+        bag = np.repeat(np.arange(len(batch)), np.diff(offsets))  # (n_tiles,)
+        slides, first = np.unique(slide_of.astype(str), return_index=True)
+        slides, first = slides[np.argsort(first)], np.sort(first)
+        bag_of = bag[first]  # (n_slides,)
+        label = batch.label.numpy()[bag_of]
+        for method, (votes, attention, by_class, contributions) in said.items():
+            own = Votes(votes.predicted[bag_of], votes.probabilities[bag_of])
+            of_slide = {"slide_id": slides, **where, "method": method}
+            self._slides.append(_frame(of_slide, fold.classes, label, own))
+            if votes.all_counted is not None:
+                blank = slides[votes.all_counted[bag_of]]
+                self._all_counted.setdefault(method, []).extend(blank.tolist())
+            of_tile = {**ids, "method": method}
+            if attention is not None:
+                weights = _within(attention[:, None], slide_of)[:, 0]
+                self._attention.append(pd.DataFrame({**of_tile, "attention": weights}))
+            if by_class is not None or contributions is not None:
+                shares = None if by_class is None else _within(by_class, slide_of)
+                self._scores += [
+                    pd.DataFrame(
+                        {
+                            **of_tile,
+                            "class": name,
+                            "attention": np.nan if shares is None else shares[:, i],
+                            "contribution": np.nan
+                            if contributions is None
+                            else contributions[:, i],
+                        }
+                    )
+                    for i, name in enumerate(fold.classes)
+                ]
+
+    def concatenated(self) -> list[tuple[str, pd.DataFrame]]:
+        return [
+            ("predictions", pd.concat(self._slides, ignore_index=True)),
+            ("tile_predictions", pd.concat(self._tiles, ignore_index=True)),
+            ("tile_scores", _joined(self._scores, _SCORES)),
+            ("attention", _joined(self._attention, _ATTENTION)),
+        ]
+
+    def warn(self) -> None:
+        for method, slides in self._all_counted.items():
+            if slides:
+                message = (
+                    f"{method}: every tile of {len(set(slides))} slide(s) is blank or abstains, so "
+                    f"that all of them count there; the first is {min(slides)!r}"
+                )
+                warnings.warn(message, stacklevel=3)
+
+
+def _joined(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    filled = [part for part in parts if len(part)] or parts[:1]
+    return pd.concat(filled, ignore_index=True)[columns]
+
+
+def _within(weights: Matrix, slide_of: npt.NDArray[np.object_]) -> Matrix:
+    """Scaled to sum 1 within each slide, which a bag of several slides does not do by itself.
+
+    A slide without any weight in its bag gets even weights.
+    """
+    _, code = np.unique(slide_of.astype(str), return_inverse=True)
+    columns = []
+    for column in weights.T:
+        total = np.bincount(code, column)[code]
+        even = 1 / np.bincount(code)[code]
+        columns.append(np.where(total > 0, column / np.where(total > 0, total, 1.0), even))
+    return np.stack(columns, axis=1)
+
+
+def _quality(run: Path, config: Config) -> Matrix | None:
+    """How much each tile of a run has to say, where a vote asks for it."""
+    if not any(vote.name == "quality_vote" for vote in config.mil.votes):
+        return None
+    # Both tables are sorted by tile.
+    return tissue.quality(tissue.tissue_types(run, config))
 
 
 def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Classify new slides, each a folder of tiles, by the mean over the folds' models.
+    """Classify new slides, each a folder of tiles, by the mean over folds and seeds.
 
     Returns:
         One record an input and method: ``slide, n_tiles, method, predicted, probabilities`` and,
@@ -90,37 +197,50 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
             mixed_sizes=config.data.mixed_sizes,
         )
         table["slide_id"] = folder.resolve().name
-        pixels = _pixels(folder, table, config)
-        answers: dict[str, list[tuple[Matrix, Matrix | None]]] = {}
+        table, positions = name_positions(table), None
+        if everyone[0].take_positions:
+            found = [*grid_positions(table).values()]
+            positions = torch.from_numpy(found[0]) if found else None
+        pixels, quality = _pixels(folder, table, config)
+        answers: dict[str, list[Said]] = {}
         for models in everyone:
             embedder = encode.reader(models.encoder, config, fabric)
             x = encode.embed(embedder, pixels, config.compute.encode_batch)
-            said = models.slides(torch.from_numpy(x), torch.tensor([0, len(x)]))
-            for method, (votes, attention) in said.items():
-                answers.setdefault(method, []).append((votes.probabilities[0], attention))
+            offsets = torch.tensor([0, len(x)])
+            of_methods = models.slides(
+                torch.from_numpy(x), offsets, positions=positions, quality=quality
+            )
+            for method, of_fold in of_methods.items():
+                answers.setdefault(method, []).append(of_fold)
         for method, answer in answers.items():
-            mean = np.mean([probabilities for probabilities, _ in answer], axis=0)
+            said = ensemble(answer)
+            share = said.votes.probabilities[0]
             record: dict[str, Any] = {
                 "slide": str(folder),
                 "n_tiles": len(table),
                 "method": method,
-                "predicted": classes[int(mean.argmax())],
-                "probabilities": dict(zip(classes, mean.tolist(), strict=True)),
+                "predicted": classes[int(said.votes.predicted[0])],
+                "probabilities": dict(zip(classes, share.tolist(), strict=True)),
                 "skipped": [{"id": name, "cause": cause} for _, name, cause in skipped],
             }
-            weights = [attention for _, attention in answer if attention is not None]
-            if weights:
-                shares = np.mean(weights, axis=0).tolist()
-                record["attention"] = dict(zip(table["tile_id"], shares, strict=True))
+            if said.attention is not None:
+                weights = said.attention.tolist()
+                record["attention"] = dict(zip(table["tile_id"], weights, strict=True))
             records.append(record)
     return records
 
 
-def _pixels(folder: Path, table: pd.DataFrame, config: Config) -> npt.NDArray[np.uint8]:
-    """What the encoder sees of a new slide, ``(n_tiles, n_channels, size, size)``."""
-    size_px = config.encoder.resize_px
-    stains = fit_stains(folder, table, config.stain.method, size_px=size_px, seed=config.seed)
-    return new_pixels(folder, name_positions(table), stains, config)[:]
+def _pixels(
+    folder: Path, table: pd.DataFrame, config: Config
+) -> tuple[npt.NDArray[np.uint8], Matrix | None]:
+    """What the encoder sees of a new slide, ``(n_tiles, n_channels, size, size)``; tile quality."""
+    fit = partial(fit_stains, folder, table, size_px=config.encoder.resize_px, seed=config.seed)
+    stains = fit(config.stain.method)
+    quality = None
+    if any(vote.name == "quality_vote" for vote in config.mil.votes):
+        fits = fit("macenko") if stains is None else stains
+        quality = tissue.quality(tissue.measure_all(folder, table, fits, config.compute.threads))
+    return new_pixels(folder, table, stains, config)[:], quality
 
 
 def _frame(

@@ -24,8 +24,10 @@ __all__ = [
     "check_tiles",
     "class_names",
     "content_digest",
+    "extremes",
     "method_names",
     "read_attention",
+    "read_scores",
     "read_slides",
     "read_tiles",
     "tested_folds",
@@ -92,6 +94,74 @@ def read_attention(path: Path) -> pd.DataFrame:
         message = f"{path}: attention must be >= 0 and sum to 1 within slide and method{first}"
         raise InputError(message)
     return table
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Test rows of ``tile_scores.parquet``, sorted by method, slide, tile and class.
+
+    A row a tile and class, for methods that say more of a tile than one weight; none for others.
+
+    Returns:
+        ``tile_id, slide_id, fold, part, method, class, attention, contribution``. Attention sums to
+        1 within slide, method and class; contributions are what tiles add to the logits. Either is
+        null where the method has no such thing.
+
+    Raises:
+        InputError: A column is missing, an id is null, or a tile is there twice.
+    """
+    columns = ("tile_id", "slide_id", "fold", "part", "method", "class")
+    table = _read(path, columns, ["method", "tile_id", "class"], may_be_empty=True)
+    numbers = dict.fromkeys(("attention", "contribution"), np.float64)
+    missing = [name for name in numbers if name not in table.columns]
+    if missing:
+        message = f"{path} lacks the column(s) {', '.join(missing)}"
+        raise InputError(message)
+    table = table.astype(numbers)
+    return table.sort_values(["method", "slide_id", "tile_id", "class"]).reset_index(drop=True)
+
+
+def extremes(run: Path, method: str, n: int = 5) -> pd.DataFrame:
+    """The tiles that a method counts most, and least, in each test slide.
+
+    A tile's score is its contribution to the logit of the predicted class where the method has
+    contributions, and its attention otherwise. Equal scores go by ``tile_id``.
+
+    Args:
+        run: Run folder.
+        method: A method that has either.
+        n: Tiles at each end; a slide of fewer than 2 n has fewer at the bottom, none twice.
+
+    Returns:
+        ``slide_id, end, rank, tile_id, score, measure``, sorted by the first three: ``end`` is
+        ``top`` or ``bottom``, ``rank`` counts from 1 at the extreme, ``measure`` is
+        ``contribution`` or ``attention``.
+
+    Raises:
+        InputError: The method weighs no tiles, or as for the tables.
+    """
+    scores = read_scores(run / "tile_scores.parquet")
+    scores = scores[(scores["method"] == method) & scores["contribution"].notna()]
+    measure = "contribution" if len(scores) else "attention"
+    if measure == "contribution":
+        slides = read_slides(run / "predictions.parquet")
+        predicted = slides[slides["method"] == method].set_index("slide_id")["predicted"]
+        scores = scores[scores["class"] == scores["slide_id"].map(predicted)]
+    else:
+        attention = read_attention(run / "attention.parquet")
+        scores = attention[attention["method"] == method]
+        if scores.empty:
+            raise unknown(
+                kind="method that weighs tiles", given=method, allowed=set(attention["method"])
+            )
+    scores = scores.rename(columns={measure: "score"})
+    parts = []
+    for _, bag in scores.groupby("slide_id", sort=True):
+        ranked = bag.sort_values(["score", "tile_id"], ascending=[False, True])
+        ends = {"bottom": ranked.iloc[n:].iloc[::-1].head(n), "top": ranked.head(n)}
+        for end, tiles in ends.items():
+            parts.append(tiles.assign(end=end, rank=np.arange(1, len(tiles) + 1), measure=measure))
+    columns = ["slide_id", "end", "rank", "tile_id", "score", "measure"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def class_names(table: pd.DataFrame) -> list[str]:

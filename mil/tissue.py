@@ -41,6 +41,8 @@ __all__ = [
     "amounts",
     "fit_types",
     "measure",
+    "measure_all",
+    "quality",
     "stain_bins",
     "tissue_types",
 ]
@@ -179,6 +181,29 @@ def fit_types(features: pd.DataFrame, slide_ids: pd.Series, n_types: int, seed: 
     return replace(scale, centres=np.asarray(model.cluster_centers_[order], dtype=np.float64))
 
 
+def measure_all(
+    root: Path,
+    tiles: pd.DataFrame,
+    stains: pd.DataFrame,
+    threads: int | None = None,
+    advance: Advance | None = None,
+) -> pd.DataFrame:
+    """``FEATURES`` of each tile of a tile table, indexed by ``tile_id`` in the order given."""
+    rows = zip(tiles["tile_id"].tolist(), tiles["slide_id"].tolist(), strict=True)
+    read = partial(_measured, root, from_table(stains), advance)
+    values = list(in_threads(read, rows, threads))
+    return pd.DataFrame(values, index=tiles["tile_id"], columns=list(FEATURES))
+
+
+def quality(features: pd.DataFrame) -> Floats:
+    """How much a tile has to say: its share of tissue, 0 where that is below 5 %, ``(n_tiles,)``.
+
+    What the stain fit flags is a matter of whole slides and would not tell their tiles apart.
+    """
+    share = features["tissue_share"].to_numpy(dtype=np.float64)
+    return np.where(share >= _MIN_TISSUE, share.clip(0, 1), 0.0)
+
+
 def tissue_types(run: Path, config: Config, progress: Progress | None = None) -> pd.DataFrame:
     """``tissue.parquet`` of an identified run, made unless it is current.
 
@@ -194,12 +219,10 @@ def tissue_types(run: Path, config: Config, progress: Progress | None = None) ->
     if measured.items() <= digests_of(path).items():
         features = read_table(path).set_index("tile_id")[list(FEATURES)]
     else:
-        stains = from_table(stain_table(run, config, progress))
+        stains = stain_table(run, config, progress)
         advance = progress("tissue", len(tiles)) if progress else None
-        rows = zip(tiles["tile_id"].tolist(), tiles["slide_id"].tolist(), strict=True)
-        read = partial(_measured, data_root(run, config), stains, advance)
-        values = list(in_threads(read, rows, config.compute.threads))
-        features = pd.DataFrame(values, index=tiles["tile_id"], columns=list(FEATURES))
+        threads = config.compute.threads
+        features = measure_all(data_root(run, config), tiles, stains, threads, advance)
     slide_ids = tiles.set_index("tile_id")["slide_id"]
     types = fit_types(features, slide_ids, config.split.tissue_types, config.seed)
     write_table(path, types.of(features).join(features).reset_index(), digests)

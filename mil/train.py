@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
 
-from mil import devices, encode, loop
-from mil.aggregators import AGGREGATORS
-from mil.bag_training import fit_aggregator
+from mil import bag_training, devices, encode, loop
 from mil.checkpoint import is_finished, load_weights, save_weights
 from mil.cohort import Fold, folds_of
 from mil.config import Config
@@ -57,12 +55,7 @@ def check(config: Config) -> None:
     origin_digest(config.encoder.name, config.encoder.checkpoint)
     loop.OPTIMIZERS.bind(config.train.optimizer.name, config.train.optimizer.args)
     loop.SCHEDULES.bind(config.train.schedule.name, config.train.schedule.args)
-    names = [choice.name for choice in config.mil.aggregators]
-    for choice in config.mil.aggregators:
-        AGGREGATORS.bind(choice.name, choice.args)
-        if names.count(choice.name) > 1:
-            message = f"mil.aggregators names {choice.name!r} twice: once is allowed"
-            raise InputError(message)
+    bag_training.check(config.mil)
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         message = "train.tensorboard needs the package: pip install 'slidewise[tensorboard]'"
         raise InputError(message)
@@ -104,7 +97,7 @@ def aggregators(run: Path, config: Config, say: Say = print) -> None:
     fabric = devices.fabric(config.compute, processes=1)
     for fold in folds_of(run, config):
         for choice in config.mil.aggregators:
-            fit_aggregator(run, config, fold, choice, fabric)
+            bag_training.fit_aggregator(run, config, fold, choice, fabric)
             say(f"fold {fold.number}: {choice.name} trained")
 
 

@@ -38,6 +38,7 @@ LAYERS = [
         "mil.predictions",
         "mil.stain",
         "mil.data",
+        "mil.features",
         "mil.tissue",
     ],
     ["mil.encoders", "mil.aggregators", "mil.checkpoint", "mil.loop"],
@@ -48,7 +49,7 @@ LAYERS = [
     ["mil.evaluate"],
     ["mil.report"],
     ["mil.run", "mil.doctor"],
-    ["mil.cli_splits"],
+    ["mil.cli_splits", "mil.cli_features"],
     ["mil.cli"],
 ]
 MAX_LINES = 400
@@ -126,7 +127,8 @@ def test_splits_never_imports_torch_or_mil() -> None:
 
 
 def test_a_bare_import_loads_no_torch() -> None:
-    code = "import sys, splits, splits.audit, mil.cli; print('torch' in sys.modules)"
+    ours = "splits, splits.audit, mil.cli, mil.features.verify"
+    code = f"import sys, {ours}; print('torch' in sys.modules)"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

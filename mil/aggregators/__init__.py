@@ -19,7 +19,11 @@ from mil.aggregators.contract import (
     Output,
 )
 from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
+from mil.aggregators.dtfd import DTFD, PseudoBagLoss
+from mil.aggregators.instance import MaxInstance
 from mil.aggregators.pooling import MaxPooling, MeanPooling
+from mil.aggregators.transformer import Transformer
+from mil.aggregators.transmil import TransMIL
 from splits.errors import InputError
 
 __all__ = [
@@ -28,15 +32,20 @@ __all__ = [
     "CLAMMB",
     "CLAMSB",
     "DSMIL",
+    "DTFD",
     "INSTANCE_LOSSES",
     "Aggregator",
     "ClusterLoss",
     "GatedABMIL",
     "InstanceLoss",
+    "MaxInstance",
     "MaxInstanceLoss",
     "MaxPooling",
     "MeanPooling",
     "Output",
+    "PseudoBagLoss",
+    "TransMIL",
+    "Transformer",
     "create",
     "create_loss",
 ]

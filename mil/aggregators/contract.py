@@ -91,13 +91,19 @@ class Aggregator(nn.Module, ABC):
         # A feature that is constant in training says nothing: it must not explode elsewhere.
         self.std.copy_(torch.from_numpy(np.where(std > 1e-3 * std.max(), std, np.inf)))
 
-    def tiles(self, x: Tensor, offsets: Tensor, embed: Callable[[Tensor], Tensor]) -> Tiles:
-        """The standardised tiles of packed bags behind ``embed``."""
+    def tiles(
+        self,
+        x: Tensor,
+        offsets: Tensor,
+        embed: Callable[[Tensor], Tensor],
+        order: Tensor | None = None,
+    ) -> Tiles:
+        """The standardised tiles of packed bags behind ``embed``, in the given order."""
 
         def standardised(rows: Tensor) -> Tensor:
             return embed((rows - self.mean) / self.std)
 
-        return Tiles(x, offsets, standardised, like=self.mean, budget=self.budget)
+        return Tiles(x, offsets, standardised, like=self.mean, budget=self.budget, order=order)
 
     @abstractmethod
     def forward(self, x: Tensor, offsets: Tensor) -> Output:

@@ -38,6 +38,7 @@ class Tiles:
         embed: Works on each row alone, ``(n, dim)`` to ``(n, width)``; dropout is allowed.
         like: A tensor of the device and type that rows are brought to.
         budget: More tiles than this are embedded in chunks and never kept.
+        order: ``(n_tiles,)`` int64; tile ``i`` is row ``order[i]`` of ``x``, without a copy of it.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Tiles:
         *,
         like: Tensor,
         budget: int,
+        order: Tensor | None = None,
     ) -> None:
         self._x, self._embed, self._like = x, embed, like
+        self._order = None if order is None else order.to(x.device)
         self.offsets = offsets
         self._starts = range(0, len(x), _BLOCK)
         # Blocks that are made again draw the same dropout: each has a seed of its own.
@@ -145,7 +148,9 @@ class Tiles:
     def rows(self, index: Tensor) -> Tensor:
         """Some embedded tiles, ``(n,)`` int64 to ``(n, width)``, with gradients."""
         if self._kept is None:
-            return self._embed(self._x[index.to(self._x.device)].to(self._like))
+            index = index.to(self._x.device)
+            index = index if self._order is None else self._order[index]
+            return self._embed(self._x[index].to(self._like))
         return torch.cat(self._kept)[index]
 
     def _on(self, start: int, work: Callable[..., Tensor], *args: Tensor) -> Tensor:
@@ -161,7 +166,8 @@ class Tiles:
         return made
 
     def _block(self, start: int) -> Tensor:
-        rows = self._x[start : start + _BLOCK].to(self._like)
+        block = slice(start, start + _BLOCK)
+        rows = self._x[block if self._order is None else self._order[block]].to(self._like)
         if not self._streams or not torch.is_grad_enabled():
             return self._embed(rows)
         devices = [rows.device] if rows.device.type == "cuda" else []

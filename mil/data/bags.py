@@ -1,20 +1,25 @@
 """Bags of tile embeddings, packed: the tiles of all slides of a batch lie one after the other.
 
 Nothing is padded, so memory and time follow the number of tiles, however uneven the slides are.
+A bag may be a slide or a patient with all tiles of its slides; here both are called slides.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from mil.data.store import Features
+from mil.seeds import generator as generator_of
 from splits.errors import InputError
 
 __all__ = ["Bags", "Batch"]
@@ -27,11 +32,15 @@ class Batch:
     """Several bags, packed. Tiles of bag ``i`` are ``x[offsets[i]:offsets[i + 1]]``.
 
     Attributes:
-        x: Embeddings, ``(n_tiles, dim)`` float32.
+        x: Embeddings, ``(n_tiles, dim)`` float32; of the type of the file where ``streams``.
         offsets: ``(n_bags + 1,)`` int64, from 0 to ``n_tiles``, strictly ascending.
         label: Class index a bag, ``(n_bags,)`` int64.
         rows: Row of each tile in the tile table, ``(n_tiles,)`` int64.
         slide_ids: The slide of each bag, ``n_bags`` texts.
+        positions: Column and row of each tile on the grid of its slide, ``(n_tiles, 2)`` int64;
+            None where they are not known, for all bags of the batch.
+        streams: Whether ``x`` is one bag beyond the budget, which stays on disk (or in host memory)
+            for aggregators to bring over block by block.
     """
 
     x: torch.Tensor
@@ -39,18 +48,22 @@ class Batch:
     label: torch.Tensor
     rows: torch.Tensor
     slide_ids: tuple[str, ...]
+    positions: torch.Tensor | None = None
+    streams: bool = False
 
     def __len__(self) -> int:
         return len(self.slide_ids)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on ``device``."""
+        """The same batch with its tensors on ``device``; an ``x`` that streams stays."""
         return Batch(
-            self.x.to(device),
+            self.x if self.streams else self.x.to(device),
             self.offsets.to(device),
             self.label.to(device),
             self.rows.to(device),
             self.slide_ids,
+            None if self.positions is None else self.positions.to(device),
+            self.streams,
         )
 
 
@@ -62,14 +75,16 @@ class Bags:
         rows_by_slide: Rows of each slide in ascending order, as the table is sorted by
             ``tile_id``; ``tiles.groupby("slide_id").indices`` gives it.
         labels: Class index of each slide.
+        positions: Column and row of each tile of a slide, ``(n_tiles, 2)`` in the order of its
+            rows, for the slides where they are known.
 
     Attributes:
         dim: Length of an embedding.
         slide_ids: All slides, sorted.
 
     Raises:
-        InputError: A slide without tiles or label, or rows that are not ascending, lie outside
-            the features, or belong to two slides.
+        InputError: A slide without tiles or label, rows that are not ascending, lie outside the
+            features, or belong to two slides, or positions of another number of tiles.
     """
 
     def __init__(
@@ -77,6 +92,7 @@ class Bags:
         features: Features,
         rows_by_slide: Mapping[str, Rows],
         labels: Mapping[str, int],
+        positions: Mapping[str, Rows] | None = None,
     ) -> None:
         if features.ndim != 2:
             message = f"features of shape {features.shape} given, allowed (n_tiles, dim)"
@@ -87,6 +103,18 @@ class Bags:
         self.slide_ids = tuple(sorted(self._rows))
         self._check_rows()
         self._labels = {slide: _label(slide, labels) for slide in self.slide_ids}
+        self._positions = {
+            slide: np.asarray(places, dtype=np.int64)
+            for slide, places in (positions or {}).items()
+            if slide in self._rows
+        }
+        for slide, places in self._positions.items():
+            if places.shape != (self.n_tiles(slide), 2):
+                message = (
+                    f"slide {slide!r} has positions of shape {places.shape} and "
+                    f"{self.n_tiles(slide)} tiles: allowed is (n_tiles, 2)"
+                )
+                raise InputError(message)
 
     def __len__(self) -> int:
         return len(self.slide_ids)
@@ -99,26 +127,67 @@ class Bags:
         """
         return len(self._rows_of(slide_id))
 
-    def batch(self, slide_ids: Sequence[str]) -> Batch:
+    def sampled(
+        self,
+        slide_ids: Sequence[str],
+        seed: int,
+        *,
+        dropout: float = 0.0,
+        most: int | None = None,
+    ) -> Bags:
+        """The same bags with a random part of the tiles of some slides, without replacement.
+
+        What is drawn for a slide follows from the seed and its name, whatever the other slides.
+
+        Args:
+            slide_ids: The slides; all others keep all their tiles.
+            seed: Another one draws other tiles.
+            dropout: Share of the tiles that is left out, rounded down; at least one tile stays.
+            most: No slide keeps more tiles than this.
+        """
+        result = copy.copy(self)
+        result._rows, result._positions = dict(self._rows), dict(self._positions)
+        for slide in slide_ids:
+            rows = self._rows_of(slide)
+            n = max(1, len(rows) - int(dropout * len(rows)))
+            n = n if most is None else min(n, most)
+            drawn = np.sort(generator_of(seed, "tiles", slide).permutation(len(rows))[:n])
+            result._rows[slide] = rows[drawn]
+            if slide in self._positions:
+                result._positions[slide] = self._positions[slide][drawn]
+        return result
+
+    def batch(self, slide_ids: Sequence[str], *, max_tiles: int | None = None) -> Batch:
         """Pack these slides, in this order, into one batch.
 
+        Args:
+            slide_ids: The slides.
+            max_tiles: One slide beyond this budget is not copied: ``x`` is a view of the features
+                where its rows are consecutive, and otherwise its rows in the type of the features.
+
         Raises:
-            InputError: No slide is given, or one is unknown.
+            InputError: No slide is given, one is unknown, or only some have positions.
         """
         if len(slide_ids) == 0:
             message = "a batch of no slides was asked for: at least one is needed"
             raise InputError(message)
         rows = [self._rows_of(slide) for slide in slide_ids]
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        x = np.empty((offsets[-1], self.dim), dtype=np.float32)
-        for start, of_slide in zip(offsets[:-1], rows, strict=True):
-            x[start : start + len(of_slide)] = self._read(of_slide)
+        streams = max_tiles is not None and len(rows) == 1 and len(rows[0]) > max_tiles
+        if streams:
+            x = self._read(rows[0])
+        else:
+            x = np.empty((offsets[-1], self.dim), dtype=np.float32)
+            for start, of_slide in zip(offsets[:-1], rows, strict=True):
+                x[start : start + len(of_slide)] = self._read(of_slide)
         return Batch(
-            x=torch.from_numpy(x),
+            x=_tensor(x),
             offsets=torch.from_numpy(offsets),
             label=torch.tensor([self._labels[slide] for slide in slide_ids], dtype=torch.int64),
             rows=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
             slide_ids=tuple(slide_ids),
+            positions=self._places(slide_ids),
+            streams=streams,
         )
 
     def batches(
@@ -130,7 +199,7 @@ class Bags:
     ) -> Iterator[Batch]:
         """The batches of :meth:`plan`, packed one at a time."""
         plan = self.plan(slide_ids, max_tiles=max_tiles, generator=generator)
-        return map(self.batch, plan)
+        return map(partial(self.batch, max_tiles=max_tiles), plan)
 
     def plan(
         self,
@@ -142,7 +211,8 @@ class Bags:
         """Deal slides to batches of at most ``max_tiles`` tiles; each slide comes once.
 
         Slides are taken one after the other and a batch ends where the next slide would exceed
-        the budget. A slide larger than the budget is a batch of its own and never cut.
+        the budget. A slide larger than the budget is a batch of its own and never cut. Slides
+        with and without positions never share a batch, so that company changes nothing.
 
         Args:
             slide_ids: The slides, in the order they are wanted where there is no generator.
@@ -172,15 +242,28 @@ class Bags:
             order.sort()
             order = [order[i] for i in generator.permutation(len(order))]
         plan: list[list[str]] = []
-        n_free = 0
+        filling: dict[bool, list[str]] = {}
+        n_free = {True: 0, False: 0}
         for slide in order:
-            size = self.n_tiles(slide)
-            if not plan or size > n_free:
-                plan.append([])
-                n_free = max_tiles
-            plan[-1].append(slide)
-            n_free -= size
+            size, kind = self.n_tiles(slide), slide in self._positions
+            if kind not in filling or size > n_free[kind]:
+                filling[kind] = []
+                plan.append(filling[kind])
+                n_free[kind] = max_tiles
+            filling[kind].append(slide)
+            n_free[kind] -= size
         return plan
+
+    def _places(self, slide_ids: Sequence[str]) -> torch.Tensor | None:
+        found = [self._positions[slide] for slide in slide_ids if slide in self._positions]
+        if found and len(found) < len(slide_ids):
+            without = next(slide for slide in slide_ids if slide not in self._positions)
+            message = (
+                f"slide {without!r} has no positions and others of its batch have: "
+                "batches of plan() keep them apart"
+            )
+            raise InputError(message)
+        return torch.from_numpy(np.concatenate(found)) if found else None
 
     def _read(self, rows: Rows) -> Features:
         first, last = int(rows[0]), int(rows[-1])
@@ -221,6 +304,13 @@ class Bags:
                 message = f"tile row {taken[0]} is in two slides: {other!r} and {slide!r}"
                 raise InputError(message)
             owner[rows] = i
+
+
+def _tensor(x: Features) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # Nobody writes to a batch; torch warns once that this view of a file could be written to.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(x)
 
 
 def _label(slide: str, labels: Mapping[str, int]) -> int:

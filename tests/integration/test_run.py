@@ -21,6 +21,7 @@ import yaml
 from mil import auditing, encode, predict, prepare, settings, train
 from mil.cohort import folds_of
 from mil.models import Models, log_probabilities
+from mil.predictions import read_scores
 from mil.run import run, train_run
 from splits.artifacts import digests_of, read_json, read_table
 from splits.errors import InputError, NegativeVerdictError
@@ -232,6 +233,35 @@ def test_new_slides_are_classified(copied: Path, tmp_path: Path) -> None:
         ]
     attention = next(r["attention"] for r in records if r["method"] == "abmil")
     assert sum(attention.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_patients_as_bags_with_all_votes_and_an_ensemble(copied: Path) -> None:
+    votes = ["weighted_vote", "quality_vote", "top_k_mean", "max_probability", "noisy_or"]
+    config = smoke(
+        "mil.bags=patient",
+        "mil.seeds=2",
+        "mil.aggregators=[{name: clam_mb, instance_loss: {k: 2}}, {name: transmil}]",
+        f"mil.votes=[{', '.join('{name: ' + name + '}' for name in votes)}]",
+    )
+    run(copied, config, say=quiet)
+    methods = {"vote", "mean_probability", "clam_mb", "transmil", *votes}
+    assert set(read_json(copied / "metrics.json")["slide"]) == methods
+    tiles = read_table(copied / "tiles.parquet")
+    patient_of = tiles.drop_duplicates("slide_id").set_index("slide_id")["patient_id"]
+    table = read_table(copied / "predictions.parquet")
+    table = table[table["part"] == "test"].assign(patient=lambda t: t["slide_id"].map(patient_of))
+    assert table["patient"].nunique() < table["slide_id"].nunique()
+    shares = [name for name in table.columns if name.startswith("p_")]
+    assert (table.groupby(["method", "patient"])[shares].nunique() == 1).all(axis=None)
+    scores = read_scores(copied / "tile_scores.parquet")
+    sums = scores[scores["method"] == "clam_mb"].groupby(["slide_id", "class"])["attention"].sum()
+    assert len(sums)
+    assert np.allclose(sums, 1, atol=1e-4)
+    for folder in ("fold0", "fold0-seed1"):
+        card = read_json(copied / "aggregators" / "clam_mb" / folder / "card.json")
+        assert card["slides_seen"] == next(folds_of(copied, config)).slides["train"]
+    records = predict.predict_new(copied, config, [copied / "phantom" / "tiles"])
+    assert {record["method"] for record in records} == methods
 
 
 def test_planted_faults_are_in_the_ledger(tmp_path: Path) -> None:

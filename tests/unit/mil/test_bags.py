@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,6 +51,84 @@ def test_a_batch_is_a_copy_and_half_precision_is_widened(tmp_path: Path) -> None
     np.testing.assert_array_equal(batch.x.numpy(), source[[5, 6, 7, 0, 1, 2, 3, 4]])
     batch.x.zero_()
     np.testing.assert_array_equal(mapped, source)
+
+
+def test_a_bag_beyond_the_budget_is_a_view_of_the_memory_map(tmp_path: Path) -> None:
+    source = np.arange(60, dtype=np.float16).reshape(20, 3)
+    save_features(tmp_path / "f.npy", source)
+    mapped = open_features(tmp_path / "f.npy")
+    rows = {"a": np.arange(2, 12), "b": np.r_[0:2, 12:20]}
+    bags = Bags(mapped, rows, {"a": 0, "b": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        streamed = bags.batch(["a"], max_tiles=9)
+    assert streamed.streams
+    assert np.shares_memory(streamed.x.numpy(), mapped)
+    assert streamed.to("meta").x is streamed.x
+    # Rows that lie apart are copied, but in the type of the file.
+    apart = bags.batch(["b"], max_tiles=9)
+    assert apart.x.dtype == torch.float16
+    np.testing.assert_array_equal(apart.x.numpy(), source[rows["b"]])
+    for packed in (bags.batch(["a"], max_tiles=10), bags.batch(["a", "b"], max_tiles=9)):
+        assert packed.x.dtype == torch.float32
+        assert not packed.streams
+    kinds = [b.streams for b in bags.batches(["a", "b"], max_tiles=9)]
+    assert kinds == [True, True]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=2, max_size=6),
+    dropout=st.floats(0, 0.99),
+    most=st.one_of(st.none(), st.integers(1, 20)),
+)
+def test_a_sample_is_part_of_each_bag_and_knows_its_places(
+    sizes: list[int], dropout: float, most: int | None
+) -> None:
+    _, features, by_slide = cohort(sizes)
+    places = {slide: np.column_stack([rows, -rows]) for slide, rows in by_slide.items()}
+    labels = {slide: i % 3 for i, slide in enumerate(by_slide)}
+    bags = Bags(features, by_slide, labels, places)
+    slides = list(bags.slide_ids)
+    sample = bags.sampled(slides[1:], 7, dropout=dropout, most=most)
+    assert sample.n_tiles("00") == sizes[0], "it was not to be sampled"
+    for slide, size in zip(slides[1:], sizes[1:], strict=True):
+        batch = sample.batch([slide])
+        n_kept = max(1, size - int(dropout * size))
+        assert len(batch.x) == (n_kept if most is None else min(n_kept, most))
+        rows = batch.rows.numpy()
+        assert set(rows) <= set(by_slide[slide])
+        assert (np.diff(rows) > 0).all()
+        np.testing.assert_array_equal(batch.x.numpy(), features[rows])
+        assert batch.positions is not None
+        np.testing.assert_array_equal(batch.positions.numpy(), np.column_stack([rows, -rows]))
+        assert bags.n_tiles(slide) == size, "the bags themselves changed"
+
+
+def test_what_is_drawn_follows_from_seed_and_slide_alone() -> None:
+    bags, _, _ = cohort([40, 40, 40])
+
+    def drawn(slides: list[str], seed: int) -> list[int]:
+        return bags.sampled(slides, seed, dropout=0.5).batch(["01"]).rows.tolist()
+
+    assert drawn(["01"], 1) == drawn(["02", "01", "00"], 1)
+    assert drawn(["01"], 1) != drawn(["01"], 2)
+
+
+def test_slides_with_and_without_positions_never_share_a_batch() -> None:
+    sizes = [2, 3, 2, 4, 1, 3]
+    _, features, by_slide = cohort(sizes)
+    labels = dict.fromkeys(by_slide, 0)
+    placed = {s: np.zeros((len(by_slide[s]), 2), dtype=np.int64) for s in ("00", "02", "05")}
+    bags = Bags(features, by_slide, labels, placed)
+    batches = list(bags.batches(bags.slide_ids, max_tiles=7))
+    assert [b.slide_ids for b in batches] == [("00", "02", "05"), ("01", "03"), ("04",)]
+    assert [b.positions is None for b in batches] == [False, True, True]
+    assert [len(b.positions) for b in batches if b.positions is not None] == [7]
+    with pytest.raises(InputError, match="'01' has no positions"):
+        bags.batch(["00", "01"])
+    with pytest.raises(InputError, match=r"'00' has positions of shape \(3, 2\) and 2 tiles"):
+        Bags(features, by_slide, labels, {"00": np.zeros((3, 2))})
 
 
 def test_moving_a_batch_keeps_everything() -> None:

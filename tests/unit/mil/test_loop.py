@@ -186,6 +186,15 @@ def test_the_best_epoch_by_validation_is_kept(tmp_path: Path) -> None:
     assert ranked.index[0] == chosen
 
 
+def test_the_criterion_may_be_the_loss_alone(tmp_path: Path) -> None:
+    train(tmp_path, epochs=13, criterion="val_loss")
+    log = pd.read_csv(tmp_path / "log.csv")
+    chosen = log.loc[log["best"] == 1, "epoch"].max()
+    assert log["val_loss"].idxmin() == chosen
+    by_accuracy = log.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
+    assert by_accuracy.index[0] != chosen, "the two criteria choose the same here: no test"
+
+
 def test_no_epoch_of_the_burn_in_is_kept(tmp_path: Path) -> None:
     train(tmp_path, burn_in=0.5)
     log = pd.read_csv(tmp_path / "log.csv")
@@ -247,6 +256,18 @@ def test_schedules_agree_with_torch() -> None:
     cosine = SCHEDULES.create("cosine", epochs=40)
     wanted = torch_rates(lambda o: schedulers.CosineAnnealingLR(o, 40), 40)
     assert [cosine(e) for e in range(40)] == pytest.approx(wanted)
+    warm = SCHEDULES.create("cosine", epochs=40, warmup=0.25)
+    wanted = torch_rates(
+        lambda o: schedulers.SequentialLR(
+            o,
+            [schedulers.LinearLR(o, 0.01, total_iters=10), schedulers.CosineAnnealingLR(o, 30)],
+            milestones=[10],
+        ),
+        40,
+    )
+    assert [warm(e) for e in range(40)] == pytest.approx(wanted)
+    with pytest.raises(InputError, match="warmup is 1"):
+        SCHEDULES.create("cosine", epochs=40, warmup=1)
     n = 101  # torch counts its last step as the end of the cycle
     one = SCHEDULES.create("onecycle", epochs=n - 1)
     wanted = torch_rates(

@@ -27,6 +27,7 @@ def fold() -> Fold:
         slides={"train": ["a", "b", "c"], "val": ["d"], "test": []},
         labels=LABELS,
         group_of={name: name for name in LABELS},
+        patient_of={name: name for name in LABELS},
         rows_by_slide=rows,
         tile_ids=np.array([f"t{i}" for i in range(N)], dtype=object),
         slide_of=SLIDE_OF,

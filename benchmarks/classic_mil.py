@@ -4,10 +4,10 @@ python benchmarks/classic_mil.py [--sets musk1 fox] [--methods abmil] [--out cla
 python benchmarks/classic_mil.py --table classic.json OTHER.json
 
 Stratified 10-fold, repeated with another deal of the folds. Settings are chosen within the nine
-training folds alone, by the log loss of a stratified third of them, and trained again on all nine. The
-standard error is that of the mean over the repeats' means: it says how far another deal of the same
-bags moves the mean, not how far other bags would. On the newsgroup sets, whose tiles have labels of
-their own, the AUROC of attention is the mean over the positive bags of the test folds.
+training folds alone, by the log loss of a stratified third of them, and trained again on all nine.
+The standard error is that of the mean over the repeats' means: it says how far another deal of the
+same bags moves the mean, not how far other bags would. On the newsgroup sets, whose tiles have
+labels of their own, the AUROC of attention is the mean over the positive bags of the test folds.
 
 Results are written after every repeat of a set and method; with the same ``--out`` a stopped run
 goes on. Two processes with sets of their own use two cores: start each with OMP_NUM_THREADS=1.

@@ -20,12 +20,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
-from torch import Tensor, nn
+from torch import Tensor
 
-from mil.aggregators import Aggregator, InstanceLoss, Output, create, create_loss
-from mil.data.bags import Bags, Batch
+from mil.aggregators import Output, create, create_loss
+from mil.bag_training import Objective
+from mil.data.bags import Bags
 from mil.data.store import Features
 from mil.loop import OPTIMIZERS, SCHEDULES
+from mil.models import outputs
 from mil.seeds import derive, generator
 from splits.errors import InputError
 
@@ -51,8 +53,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     A bag is an array ``(n_tiles, n_features)`` and ``X`` a sequence of bags; a 2-D array is taken
     as bags of one tile each, a 3-D array as bags of one size. Tiles are standardised by the
     training tiles. AdamW trains for a fixed number of epochs; the learning rate warms up and falls
-    by cosines (``onecycle`` of :data:`mil.loop.SCHEDULES`). Nothing is held back for validation:
-    choose settings with ``GridSearchCV``.
+    by a cosine. Nothing is held back for validation: choose settings with ``GridSearchCV``.
 
     The same seed and bags give the same model. Predictions are made in float64 on the CPU, so that
     what is said of a bag does not depend on the bags beside it.
@@ -66,7 +67,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         lr: Largest learning rate.
         weight_decay: Weight decay.
         warmup: Share of the epochs in which the learning rate rises.
-        batch_tiles: Tiles of a packed batch; a larger bag is a batch of its own.
+        batch_tiles: Tiles of a packed batch; a larger bag streams in chunks, with the same result.
         class_weight: ``"balanced"``, a weight for each class, or None for 1.
         seed: Everything random follows from it.
         device: Where the model is trained: ``"cpu"``, ``"cuda"``, ``"mps"``.
@@ -129,12 +130,13 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 n_classes=len(self.classes_),
                 **(self.args or {}),
             )
+            model.budget = self.batch_tiles
             extra = None
             if self.instance_loss is not None:
                 given = {} if isinstance(self.instance_loss, str) else self.instance_loss
                 extra = create_loss(self.aggregator, model, **given)
             model.standardise(x)
-            objective = _Objective(model, extra, self._class_weights(label)).to(device)
+            objective = Objective(model, extra, self._class_weights(label)).to(device)
             self._train(objective, x, offsets, label)
         self.model_ = model.cpu().double().eval()
         return self
@@ -168,7 +170,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.three_d_array = True
         return tags
 
-    def _train(self, objective: _Objective, x: Features, offsets: Offsets, label: Offsets) -> None:
+    def _train(self, objective: Objective, x: Features, offsets: Offsets, label: Offsets) -> None:
         """A run's loop keeps files and a validation part; this one needs neither.
 
         Measured on musk1 (one batch, 100 epochs): ``loop.fit`` in a temporary folder takes 1.5
@@ -177,7 +179,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         optimizer = OPTIMIZERS.create(
             "adamw", params=objective.parameters(), lr=self.lr, weight_decay=self.weight_decay
         )
-        schedule = SCHEDULES.create("onecycle", epochs=self.epochs, warm=self.warmup)
+        schedule = SCHEDULES.create("cosine", epochs=self.epochs, warmup=self.warmup)
         device = torch.device(self.device)
         bags = _bags(x, offsets, label)
         # Where one batch holds all bags it is packed once: a fifth of the time on musk1.
@@ -192,7 +194,11 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
             total = 0.0
             for step, slides in enumerate(plan):
-                batch = bags.batch(slides).to(device) if whole is None else whole
+                batch = (
+                    bags.batch(slides, max_tiles=self.batch_tiles).to(device)
+                    if whole is None
+                    else whole
+                )
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * schedule(epoch + step / len(plan))
                 optimizer.zero_grad(set_to_none=True)
@@ -211,7 +217,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         bags = _bags(x, offsets, np.zeros(len(offsets) - 1, dtype=np.int64))
         for batch in bags.batches(bags.slide_ids, max_tiles=self.batch_tiles):
             with torch.inference_mode():
-                output = self.model_(batch.x, batch.offsets)
+                output = outputs(self.model_, batch.x, batch.offsets, None)
             yield output, batch.offsets.numpy()
 
     def _packed(self, X: Any, *, reset: bool) -> tuple[Features, Offsets]:  # noqa: N803
@@ -262,27 +268,6 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int | np.integer) and int(value) >= 1
-
-
-class _Objective(nn.Module):
-    """An aggregator and what is learned beside it; its forward pass is the loss of a batch."""
-
-    class_weight: Tensor
-
-    def __init__(
-        self, model: Aggregator, extra: InstanceLoss | None, class_weight: npt.NDArray[np.float64]
-    ) -> None:
-        super().__init__()
-        self.model, self.extra = model, extra
-        self.register_buffer("class_weight", torch.from_numpy(class_weight).float())
-
-    def forward(self, batch: Batch) -> Tensor:
-        output = self.model(batch.x, batch.offsets)
-        each = F.cross_entropy(output.logits, batch.label, self.class_weight, reduction="none")
-        loss = each.mean()
-        if self.extra is not None:
-            loss = loss + self.extra.weight * self.extra(output, batch.offsets, batch.label)
-        return loss
 
 
 def _bags(x: Features, offsets: Offsets, label: Offsets) -> Bags:

@@ -82,7 +82,7 @@ def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric
         seed = derive(config.seed, "aggregator", *names)
         torch.manual_seed(seed)
         model = new_aggregator(config, choice, bags.dim, len(fold.classes))
-        model.standardise(features[fold.rows("train")])
+        model.standardise(features, fold.rows("train"))
         loss = choice.instance_loss
         objective = Objective(
             model,

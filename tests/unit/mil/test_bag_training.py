@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mil import aggregators, checkpoint, devices, encode
-from mil.aggregators import INSTANCE_LOSSES, create_loss
+from mil.aggregators import INSTANCE_LOSSES, contract, create_loss
 from mil.bag_training import Objective, check, class_weights, fit_aggregator
 from mil.cohort import Fold
 from mil.config import Aggregator, Compute, Config, Data, Mil
@@ -188,6 +188,21 @@ def test_the_loss_of_a_batch_is_that_of_its_bags_and_of_its_tiles(tmp_path: Path
     alone = Bags(features, fold.rows_by_slide, fold.labels).batch(["s02"])
     weighted, plain = (Objective(model, None, w)(alone).item() for w in (weight, np.ones(2)))
     assert weighted == pytest.approx(3 * plain)
+
+
+def test_tiles_are_standardised_in_blocks_as_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, fold = cohort(tmp_path)
+    monkeypatch.setattr(contract, "_BLOCK", 50)
+    model = aggregators.create("mean", dim=DIM, n_classes=2)
+    rows = fold.rows("train")
+    assert len(rows) % 50
+    for given, used in ((rows, features[rows]), (None, features)):
+        model.standardise(features, given)
+        wide = used.astype(np.float64)
+        np.testing.assert_allclose(model.mean.numpy(), wide.mean(0), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(model.std.numpy(), wide.std(0), rtol=1e-6)
 
 
 def test_class_weights_even_the_classes_out(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def quality(features: pd.DataFrame) -> Floats:
     the stain fit flags is a matter of whole slides and would not tell their tiles apart.
     """
     share = features["tissue_share"].to_numpy(dtype=np.float64)
-    return (share >= _MIN_TISSUE).astype(np.float64)
+    return np.where(share >= _MIN_TISSUE, 1.0, 0.0)
 
 
 def tissue_types(run: Path, config: Config, progress: Progress | None = None) -> pd.DataFrame:

@@ -113,13 +113,14 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     pd.testing.assert_frame_equal(*logs)
 
 
+@pytest.mark.parametrize("name", list(INSTANCE_LOSSES))
 def test_prediction_needs_nothing_of_the_instance_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    with_loss = train(tmp_path / "on", monkeypatch)
-    off = CLAM.model_copy(update={"instance_loss": None})
-    without = train(tmp_path / "off", monkeypatch, off)
-    model = aggregators.create("clam_sb", dim=DIM, n_classes=2, **CLAM.args)
+    on, off = Aggregator(name=name), Aggregator(name=name, instance_loss=None)
+    with_loss = train(tmp_path / "on", monkeypatch, on, epochs=2)
+    without = train(tmp_path / "off", monkeypatch, off, epochs=2)
+    model = aggregators.create(name, dim=DIM, n_classes=2)
     weights = [load_file(folder / "model.safetensors") for folder in (with_loss, without)]
     for of_run in weights:
         model.load_state_dict(of_run)
@@ -217,6 +218,9 @@ def test_class_weights_even_the_classes_out(tmp_path: Path) -> None:
     [
         ({"aggregators": [{"name": "abmill"}]}, "did you mean 'abmil'"),
         ({"aggregators": [{"name": "abmil", "args": {"width": 3}}]}, "'width'"),
+        ({"aggregators": [{"name": "abmil", "args": {"hidden": 0}}]}, "hidden is 0"),
+        ({"aggregators": [{"name": "abmil", "args": {"dim": 9}}]}, "dim .* follows from the data"),
+        ({"aggregators": [{"name": "clam_sb", "instance_loss": {"k": 0}}]}, "k is 0"),
         ({"aggregators": [{"name": "mean"}, {"name": "mean"}]}, "aggregators names 'mean' twice"),
         ({"aggregators": [{"name": "mean", "instance_loss": {"k": 1}}]}, "no instance loss"),
         ({"aggregators": [{"name": "mean", "instance_loss": None}]}, "no instance loss"),

@@ -20,6 +20,7 @@ from mil.aggregators.contract import (
 )
 from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
 from mil.aggregators.dtfd import DTFD, PseudoBagLoss
+from mil.aggregators.instance import MaxInstance
 from mil.aggregators.pooling import MaxPooling, MeanPooling
 from mil.aggregators.transformer import Transformer
 from mil.aggregators.transmil import TransMIL
@@ -37,6 +38,7 @@ __all__ = [
     "ClusterLoss",
     "GatedABMIL",
     "InstanceLoss",
+    "MaxInstance",
     "MaxInstanceLoss",
     "MaxPooling",
     "MeanPooling",

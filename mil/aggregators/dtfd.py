@@ -140,10 +140,10 @@ class DTFD(Aggregator):
         direction = torch.randn_like(self.direction) if self.training else self.direction
 
         def project(rows: Tensor) -> Tensor:
-            # Not a matrix product: under autocast its bfloat16 would make ties.
-            return (rows * direction).sum(1, keepdim=True)
+            return rows @ direction[:, None]
 
-        with torch.no_grad():
+        # Under autocast many tiles would share a place.
+        with torch.no_grad(), torch.autocast(direction.device.type, enabled=False):
             place = self.tiles(x, offsets, project).map(nn.Identity()).squeeze(1)  # (n_tiles,)
         ranked = segment_argsort(place, offsets)
         bag = segment_ids(offsets)

@@ -12,7 +12,7 @@ from mil.aggregators.segments import segment_ids
 from mil.aggregators.self_attention import SelfAttention, check_heads, join, within_budget
 from splits.errors import InputError
 
-__all__ = ["UNKNOWN", "TransMIL"]
+__all__ = ["UNKNOWN", "NystromAttention", "TransMIL"]
 
 UNKNOWN = torch.iinfo(torch.int64).min
 """Column and row of the tiles of a slide without positions, in a batch where others have them."""
@@ -20,7 +20,7 @@ UNKNOWN = torch.iinfo(torch.int64).min
 _ITERATIONS = 6
 
 
-class _NystromAttention(SelfAttention):
+class NystromAttention(SelfAttention):
     """Self-attention through landmarks, exact in small bags.
 
     Source: Xiong et al., "Nystromformer", AAAI 2021, equation 13 and algorithm 1:
@@ -50,8 +50,7 @@ class _NystromAttention(SelfAttention):
         """Attention in one bag ``(n, 3, n_heads, width / n_heads)``, its class token first."""
         if len(qkv) <= self.exact_tiles + 1:
             return super().attend(qkv, normed)
-        with torch.no_grad(), torch.autocast(qkv.device.type, enabled=False):
-            order, bounds = halved(normed.to(self.directions.dtype) @ self.directions)
+        order, bounds = self.cells(normed)
         # Means, landmarks and their inverse in float32 or wider, also under autocast.
         wide = qkv[:, :2].flatten(1).to(self.directions.dtype)
         means = F.embedding_bag(order, wide, bounds, mode="mean", include_last_offset=True)
@@ -64,6 +63,11 @@ class _NystromAttention(SelfAttention):
             spread = pseudo_inverse(among) @ gathered.to(among)
         mixed = F.scaled_dot_product_attention(q, at_k.to(q), spread.to(q))
         return mixed[0].transpose(0, 1).flatten(1)
+
+    def cells(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Order ``(n,)`` of tokens ``(n, width)`` and bounds ``(n_landmarks + 1,)`` of segments."""
+        with torch.no_grad(), torch.autocast(normed.device.type, enabled=False):
+            return halved(normed.to(self.directions) @ self.directions)
 
 
 class _PPEG(nn.Module):
@@ -138,7 +142,7 @@ class TransMIL(Aggregator):
         hidden: int = 512,
         n_heads: int = 8,
         n_landmarks: int = 256,
-        exact_tiles: int = 2048,
+        exact_tiles: int = 2500,
         dropout: float = 0.0,
     ) -> None:
         check_sizes(
@@ -162,7 +166,7 @@ class TransMIL(Aggregator):
         super().__init__(dim, n_classes)
         self.embed = nn.Sequential(linear(dim, hidden, activation="relu"), nn.ReLU())
         self.class_token = nn.Parameter(torch.randn(hidden))
-        self.first = _NystromAttention(
+        self.first = NystromAttention(
             hidden, n_heads, dropout, n_landmarks=n_landmarks, exact_tiles=exact_tiles
         )
         self.ppeg = _PPEG(hidden)
@@ -178,8 +182,14 @@ class TransMIL(Aggregator):
             offsets: ``(n_bags + 1,)``.
             positions: ``(n_tiles, 2)`` int64, column and row of each tile on the grid of its slide;
                 ``UNKNOWN`` for both in slides without; None where no slide has any.
+
+        Raises:
+            InputError: There is not one position a tile.
         """
         n_bags = len(offsets) - 1
+        if positions is not None and positions.shape != (len(x), 2):
+            message = f"positions of shape {tuple(positions.shape)} given, allowed ({len(x)}, 2)"
+            raise InputError(message)
         embedded = self.tiles(x, offsets, self.embed).map(nn.Identity())  # (n_tiles, hidden)
         tokens = join(self.class_token, embedded, n_bags)  # (n_tokens, hidden)
         streams = len(x) > self.budget

@@ -129,7 +129,7 @@ def _transmil(
 ) -> Expected:
     n_heads = int(str(args.get("n_heads", 8)))
     tokens = np.vstack([weights["class_token"], embedded(weights, tiles)])
-    if len(tiles) > int(str(args.get("exact_tiles", 2048))):
+    if len(tiles) > int(str(args.get("exact_tiles", 2500))):
         tokens = tokens + _nystrom(weights, "first", tokens, n_heads)
     else:
         tokens = tokens + _self_attention(weights, "first", tokens, n_heads)[0]

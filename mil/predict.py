@@ -42,6 +42,7 @@ def predict_run(run: Path, config: Config) -> None:
         "identity": folds[0].identity,
         "split": folds[0].split,
         "models": digest(weights_digests(run, config, [fold.number for fold in folds])),
+        "bags": config.mil.bags,
         "votes": digest([votes, quality is not None and digests_of(run / "tissue.parquet")]),
     }
     # attention.parquet is written last: with it, all four are there.

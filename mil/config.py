@@ -284,6 +284,8 @@ class Config(Section):
         idle += [
             f"split.balance={name}" for name in self.split.balance if name in ("tissue", "stain")
         ]
+        if any(vote.name == "quality_vote" for vote in self.mil.votes):
+            idle.append("mil.votes=quality_vote")
         if idle:
             message = f"{idle[0]} needs pixels and has no effect with data.features: leave it out"
             raise ValueError(message)

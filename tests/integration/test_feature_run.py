@@ -220,6 +220,10 @@ def test_a_bad_file_stops_the_run_by_name(
         ({"data": {"features": "f"}, "encoder": {"image_px": 64}}, "encoder needs pixels"),
         ({"data": {"features": "f"}, "train": {"epochs": 3}}, "train.epochs needs pixels"),
         ({"data": {"features": "f"}, "split": {"balance": ["tissue"]}}, "balance=tissue needs"),
+        (
+            {"data": {"features": "f"}, "mil": {"votes": [{"name": "quality_vote"}]}},
+            "votes=quality",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(given: dict[str, object], said: str) -> None:

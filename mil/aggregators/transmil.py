@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from mil.aggregators.contract import AGGREGATORS, Aggregator, Output, check_sizes, linear
 from mil.aggregators.grid import grid_convolution
 from mil.aggregators.segments import segment_ids
-from mil.aggregators.self_attention import SelfAttention, check_heads, join, within_budget
+from mil.aggregators.self_attention import (
+    LayerNorm,
+    SelfAttention,
+    check_heads,
+    join,
+    within_budget,
+)
 from splits.errors import InputError
 
 __all__ = ["UNKNOWN", "NystromAttention", "TransMIL"]
@@ -171,7 +177,7 @@ class TransMIL(Aggregator):
         )
         self.ppeg = _PPEG(hidden)
         self.last = SelfAttention(hidden, n_heads, dropout)
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = LayerNorm(hidden)
         self.classifier = linear(hidden, n_classes)
 
     def forward(self, x: Tensor, offsets: Tensor, positions: Tensor | None = None) -> Output:
@@ -198,7 +204,9 @@ class TransMIL(Aggregator):
             parts = torch.split(tokens, [n_bags, len(x), len(tokens) - n_bags - len(x)])
             tiles = self._placed(parts[1], offsets, positions)
             tokens = torch.cat([parts[0], tiles, parts[2]])
-        received, attention = self.last.of_class_token(tokens, offsets)
+        received, attention = within_budget(
+            self.last.of_class_token, tokens, offsets, streams=streams
+        )
         bags = tokens[:n_bags] + received  # (n_bags, hidden)
         return Output(self.classifier(self.norm(bags)), attention)
 

@@ -167,7 +167,7 @@ class _Tally:
         if self.zero:
             message = f"{sum(self.zero.values())} tile(s) are all zeros, in {_slides(self.zero)}"
             yield _finding("zero_tiles", "warning", message, self.zero)
-        yield from self._copied()
+        yield from self._copied(labels)
         for columns in self.columns.values():
             for one in columns.suspects(labels):
                 listed = ", ".join(map(str, one.columns[:8]))
@@ -186,7 +186,7 @@ class _Tally:
             message = f"{words} ({counts} slides; not {usual}: {_few(other)}): {so}"
             yield _finding(f"mixed_{what}", severity, message, other)
 
-    def _copied(self) -> Iterator[Found]:
+    def _copied(self, labels: dict[str, str]) -> Iterator[Found]:
         if not self.numbers:
             return
         of_tile = np.repeat(list(self.numbers), [len(of) for of in self.numbers.values()])
@@ -196,9 +196,13 @@ class _Tally:
             names = sorted({name for pair in found.pairs for name in pair[:2]})
             first = found.pairs[0]
             message = (
-                f"{len(found.pairs)} pair(s) of slides are copies, whole or in part; the first: "
-                f"{first[0]!r} and {first[1]!r} share {first[2]:.0%} of the smaller one's tiles"
+                f"{len(found.pairs)} pair(s) of slides are copies, whole or in part (a run keeps "
+                f"them in one group); the first: {first[0]!r} and {first[1]!r} share "
+                f"{first[2]:.0%} of the smaller one's tiles"
             )
+            told = [pair for pair in found.pairs if set(pair[:2]) <= set(labels)]
+            if n := sum(labels[a] != labels[b] for a, b, _ in told):
+                message += f"; {n} pair(s) have two labels"
             yield _finding("copied_slides", "unsafe", message, names)
         if found.within:
             message = (

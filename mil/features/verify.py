@@ -27,6 +27,7 @@ SEVERITIES: Final = ("unsafe", "warning", "note")
 Progress = Callable[[str, int], Callable[[int], object]]
 Found = dict[str, Any]
 _FEW: Final = 3
+_NOT_SAID: Final = "not said"
 _OFF: Final = 0.01  # of the stride of a grid: what counts as beside it
 
 
@@ -92,7 +93,7 @@ class _Tally:
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
         self.by: dict[str, dict[str, list[str]]] = {
-            name: {} for name in ("form", "dim", "dtype", "frame", "encoder", "note")
+            name: {} for name in ("form", "dim", "dtype", "frame", "encoder", "note", "warning")
         }
         self.unreadable: dict[str, str] = {}
         self.empty: list[str] = []
@@ -111,11 +112,12 @@ class _Tally:
         self.sizes[name] = len(bag)
         known = {"form": bag.form, "dim": str(bag.x.shape[1]), "dtype": str(bag.x.dtype)}
         known |= {"frame": bag.frame or ("none" if bag.coords is None else "not declared")}
-        known |= {"encoder": bag.encoder or "not said"}
+        known |= {"encoder": bag.encoder or _NOT_SAID}
         for what, value in known.items():
             self.by[what].setdefault(value, []).append(name)
-        for note in bag.notes:
-            self.by["note"].setdefault(note, []).append(name)
+        for kind, said in (("note", bag.notes), ("warning", bag.warnings)):
+            for words in said:
+                self.by[kind].setdefault(words, []).append(name)
         if 0 in bag.x.shape:
             self.empty.append(name)
             return
@@ -155,7 +157,9 @@ class _Tally:
             what += f"; the first is {where} of {first!r}"
             yield _finding("not_finite", "unsafe", what, self.not_finite)
         yield from self._mixed("dim", "unsafe", "dimensions differ", "one model reads one")
-        yield from self._mixed("encoder", "warning", "encoders differ", "their features mix")
+        several = len(set(self.by["encoder"]) - {_NOT_SAID}) > 1
+        severity: Severity = "unsafe" if several else "warning"
+        yield from self._mixed("encoder", severity, "encoders differ", "their features mix")
         yield from self._mixed("dtype", "note", "types differ", "each is kept as it is")
         yield from self._mixed("frame", "warning", "frames of coordinates differ", "look why")
         for kind, severity in _KINDS.items():
@@ -174,8 +178,10 @@ class _Tally:
                 more = ", ..." if len(one.columns) > 8 else ""
                 message = f"{len(one.columns)} column(s) {one.what}: {listed}{more}"
                 yield _finding(one.kind, one.severity, message, columns=one.columns)
-        for note, names in self.by["note"].items():
-            yield _finding("file", "note", f"{note} ({_slides(names)})", names)
+        for severity in ("warning", "note"):
+            for words, names in self.by[severity].items():
+                message = f"{words} ({_slides(names)}: {_few(names)})"
+                yield _finding("file", severity, message, names)
 
     def _mixed(self, what: str, severity: Severity, words: str, so: str) -> Iterator[Found]:
         values = self.by[what]

@@ -18,6 +18,7 @@ from mil.features.bag import require_usable
 from mil.features.export import WRITERS
 from mil.features.labels import label
 from mil.features.packing import packed
+from mil.features.verify import verify
 from splits.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -121,7 +122,7 @@ def test_slideflow_bags_and_a_tfrecord_index(tmp_path: Path) -> None:
     np.testing.assert_array_equal(a.coords, COORDS)
     assert (a.form, a.centred, a.encoder, a.tile_px) == ("slideflow", True, "uni", 256)
     assert b.coords is None
-    assert "TFRecord" in b.notes[0]
+    assert "TFRecord" in b.warnings[0]
 
 
 @pytest.mark.parametrize("given", ["", "features", "features/features_uni"])
@@ -236,8 +237,9 @@ def test_a_saved_slice_is_read_and_named(tmp_path: Path) -> None:
     bag = find(tmp_path).read("a")
     assert bag.x.shape == (5, 256)
     assert bag.x[2].all()
-    assert "a slice was saved" in bag.notes[0]
-    assert "a.pt" in bag.notes[0]
+    assert "a slice was saved" in bag.warnings[0]
+    said = [f for f in verify(tmp_path)["findings"] if f["kind"] == "file"]
+    assert [(f["severity"], f["slides"]) for f in said] == [("warning", ["a"])]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mil.aggregators.contract import AGGREGATORS, Aggregator, Output, check_sizes, linear
-from mil.aggregators.segments import segment_softmax
+from mil.aggregators.segments import segment_softmax, widened
 
 __all__ = ["ABMIL", "AttentionBranch", "GatedABMIL", "GatedBranch"]
 
@@ -24,7 +24,7 @@ class AttentionBranch(nn.Module):
 
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
         """Score rows ``(n_tiles, width)``: ``(n_tiles, n_scores)``."""
-        hidden = torch.tanh(self.value(embedded))  # (n_tiles, attention_dim)
+        hidden = torch.tanh(widened(self.value(embedded)))  # (n_tiles, attention_dim)
         scores: torch.Tensor = self.score(hidden)  # (n_tiles, n_scores)
         return scores
 
@@ -38,7 +38,8 @@ class GatedBranch(AttentionBranch):
 
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
         """Score rows ``(n_tiles, width)``: ``(n_tiles, n_scores)``."""
-        hidden = torch.tanh(self.value(embedded)) * torch.sigmoid(self.gate(embedded))
+        value, gate = widened(self.value(embedded)), widened(self.gate(embedded))
+        hidden = torch.tanh(value) * torch.sigmoid(gate)  # (n_tiles, attention_dim)
         scores: torch.Tensor = self.score(hidden)  # (n_tiles, n_scores)
         return scores
 

@@ -93,11 +93,7 @@ class Aggregator(nn.Module, ABC):
 
     def tiles(self, x: Tensor, offsets: Tensor, embed: Callable[[Tensor], Tensor]) -> Tiles:
         """The standardised tiles of packed bags behind ``embed``."""
-
-        def standardised(rows: Tensor) -> Tensor:
-            return embed((rows - self.mean) / self.std)
-
-        return Tiles(x, offsets, standardised, like=self.mean, budget=self.budget)
+        return Tiles(x, offsets, embed, mean=self.mean, std=self.std, budget=self.budget)
 
     @abstractmethod
     def forward(self, x: Tensor, offsets: Tensor) -> Output:

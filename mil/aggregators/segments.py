@@ -5,34 +5,52 @@ int64, from 0 to the number of rows and strictly ascending, which ``mil.data.bag
 is not checked here, because that would stall a GPU on every batch. Everything has gradients and
 runs on any device.
 
-Sums go through ``embedding_bag`` because it never writes the weighted rows to memory. Measured on
-16 bags of 1,000 rows and 512 columns, forward and backward on one core: 22 ms, against 85 ms for
-``segment_reduce`` and 98 ms for ``index_add``.
+Sums and their gradients are matrix products of blocks of rows with a small matrix that says which
+row belongs to which segment. A block is widened to float32 while it lies in the cache of a core:
+bfloat16 rows are summed exactly and never stand in memory twice.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 __all__ = [
     "segment_argsort",
+    "segment_dot",
     "segment_highest",
     "segment_ids",
+    "segment_logsumexp",
     "segment_max",
     "segment_mean",
     "segment_softmax",
     "segment_sum",
+    "widened",
 ]
 
+_BLOCK: Final = 512
+"""Rows of a block: 1 MB of float32 where a row has 512 columns, half of a core's cache."""
 
-def segment_ids(offsets: torch.Tensor) -> torch.Tensor:
+
+def widened(values: Tensor) -> Tensor:
+    """``values`` in float32 or wider, also under autocast.
+
+    Sums of thousands of half-precision values would be off by whole percents.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def segment_ids(offsets: Tensor) -> Tensor:
     """The bag of each row: ``(n_bags + 1,)`` to ``(n_tiles,)`` int64."""
     bags = torch.arange(len(offsets) - 1, device=offsets.device)  # (n_bags,)
     return torch.repeat_interleave(bags, offsets.diff())  # (n_tiles,)
 
 
-def segment_argsort(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def segment_argsort(values: Tensor, offsets: Tensor) -> Tensor:
     """The rows of each segment from the lowest to the highest value.
 
     Args:
@@ -46,36 +64,73 @@ def segment_argsort(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor
     return order[segment_ids(offsets)[order].argsort(stable=True)]
 
 
-def segment_sum(
-    values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def segment_sum(values: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum of the rows of each segment, each times its weight where weights are given.
 
     Args:
-        values: ``(n_tiles, dim)``.
+        values: ``(n_tiles, width)``; rows beyond the last segment do not count.
         offsets: ``(n_bags + 1,)``.
-        weights: ``(n_tiles,)``, of the type of ``values``.
+        weights: ``(n_tiles,)``, or ``(n_tiles, k)`` for k sums at once.
 
     Returns:
-        ``(n_bags, dim)``.
+        ``(n_bags, width)``, or ``(n_bags, k, width)``; in float32 or wider.
     """
-    return _embedding_bag(values, offsets, "sum", weights)
+    if weights is None:
+        weights = torch.ones(len(values), device=values.device)
+    columns = weights if weights.ndim == 2 else weights[:, None]
+    wide = torch.promote_types(widened(columns[:0]).dtype, values.dtype)
+    sums: Tensor = _Sum.apply(values, columns.to(wide), offsets)  # type: ignore[no-untyped-call]
+    return sums if weights.ndim == 2 else sums[:, 0]
 
 
-def segment_mean(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Mean of the rows of each segment: ``(n_tiles, dim)`` to ``(n_bags, dim)``."""
-    return _embedding_bag(values, offsets, "mean", None)
+def segment_dot(values: Tensor, offsets: Tensor, vectors: Tensor) -> Tensor:
+    """Products of each row with the vectors of its segment.
+
+    Args:
+        values: ``(n_tiles, width)``; rows beyond the last segment have no product.
+        offsets: ``(n_bags + 1,)``.
+        vectors: ``(n_bags, k, width)``.
+
+    Returns:
+        ``(n_tiles, k)``, in float32 or wider.
+    """
+    wide = torch.promote_types(widened(vectors[:0]).dtype, values.dtype)
+    products: Tensor = _Dot.apply(values, vectors.to(wide), offsets)  # type: ignore[no-untyped-call]
+    return products
 
 
-def segment_max(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Maximum of each column in each segment: ``(n_tiles, dim)`` to ``(n_bags, dim)``.
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    """Mean of the rows of each segment: ``(n_tiles, width)`` to ``(n_bags, width)``."""
+    return segment_sum(values, offsets) / offsets.diff()[:, None]
+
+
+def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
+    """Maximum of each column in each segment: ``(n_tiles, width)`` to ``(n_bags, width)``.
 
     Rows that share the maximum share its gradient, whatever their order.
     """
     return torch.segment_reduce(values, "max", offsets=offsets, axis=0)
 
 
-def segment_highest(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def segment_logsumexp(values: Tensor, offsets: Tensor) -> Tensor:
+    """``log sum exp`` of each column in each segment, in float32 or wider.
+
+    The maximum of the segment is taken off first, so that no value is too large for ``exp``.
+
+    Args:
+        values: ``(n_tiles, width)``.
+        offsets: ``(n_bags + 1,)``.
+
+    Returns:
+        ``(n_bags, width)``.
+    """
+    values = widened(values)
+    highest = segment_max(values.detach(), offsets)  # (n_bags, width)
+    exponents = (values - highest[segment_ids(offsets)]).exp()  # (n_tiles, width)
+    return highest + segment_sum(exponents, offsets).log()
+
+
+def segment_highest(scores: Tensor, offsets: Tensor) -> Tensor:
     """Which row has the highest score of its segment: 1 there and 0 elsewhere, without gradient.
 
     Rows that share the maximum share the 1, whatever their order.
@@ -92,21 +147,19 @@ def segment_highest(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor
     return first / torch.segment_reduce(first, "sum", offsets=offsets, axis=0)[bag]
 
 
-def segment_softmax(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
     """Softmax within each segment, in float32 or wider.
 
     The maximum of the segment is taken off first, so that no score is too large for ``exp``.
 
     Args:
-        scores: ``(n_tiles,)`` or ``(n_tiles, k)``; float16 and bfloat16 are widened to float32,
-            because their sums over thousands of tiles would be off by whole percents.
+        scores: ``(n_tiles,)`` or ``(n_tiles, k)``.
         offsets: ``(n_bags + 1,)``.
 
     Returns:
         As ``scores``, each column summing to 1 in each segment.
     """
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        scores = scores.float()
+    scores = widened(scores)
     bag = segment_ids(offsets)  # (n_tiles,)
     highest = torch.segment_reduce(scores.detach(), "max", offsets=offsets)  # (n_bags,)
     exponents = (scores - highest[bag]).exp()  # (n_tiles,)
@@ -114,14 +167,88 @@ def segment_softmax(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor
     return exponents / total[bag]  # (n_tiles,)
 
 
-def _embedding_bag(
-    values: torch.Tensor, offsets: torch.Tensor, mode: str, weights: torch.Tensor | None
-) -> torch.Tensor:
-    return F.embedding_bag(
-        torch.arange(len(values), device=values.device),
-        values,
-        offsets,
-        mode=mode,
-        per_sample_weights=weights,
-        include_last_offset=True,
-    )
+class _Sum(torch.autograd.Function):
+    """``sum_i w_ic v_i`` over each segment; values in any float type, weights wide."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(values, weights, offsets)
+        return _sum(values, weights, offsets)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, weights, offsets = ctx.saved_tensors
+        return (
+            _spread(weights, grad, offsets, values) if ctx.needs_input_grad[0] else None,
+            _dot(values, grad, offsets) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+
+class _Dot(torch.autograd.Function):
+    """``u_bc^T v_i`` for each row i of segment b; values in any float type, vectors wide."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(values, vectors, offsets)
+        return _dot(values, vectors, offsets)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, vectors, offsets = ctx.saved_tensors
+        return (
+            _spread(grad, vectors, offsets, values) if ctx.needs_input_grad[0] else None,
+            _sum(values, grad, offsets) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+
+class _Block(NamedTuple):
+    """Rows, the segments that reach into them, and whether a row lies in one, ``(n, n_near)``."""
+
+    rows: slice
+    near: slice
+    member: Tensor
+
+
+def _blocks(offsets: Tensor) -> Iterator[_Block]:
+    edges = offsets.tolist()
+    bag = segment_ids(offsets)
+    for start in range(0, edges[-1], _BLOCK):
+        stop = min(start + _BLOCK, edges[-1])
+        first, last = bisect_right(edges, start) - 1, bisect_left(edges, stop)
+        near = torch.arange(first, last, device=bag.device)
+        yield _Block(slice(start, stop), slice(first, last), bag[start:stop, None] == near)
+
+
+def _sum(values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+    sums = weights.new_zeros(len(offsets) - 1, weights.shape[1], values.shape[1])
+    with torch.autocast(values.device.type, enabled=False):
+        for rows, near, member in _blocks(offsets):
+            share = weights[rows, None] * member[:, :, None]  # (n, n_near, k)
+            parts = share.flatten(1).T @ values[rows].to(weights.dtype)  # (n_near * k, width)
+            sums[near] += parts.view(-1, *sums.shape[1:])
+    return sums
+
+
+def _dot(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+    products = vectors.new_empty(int(offsets[-1]), vectors.shape[1])
+    with torch.autocast(values.device.type, enabled=False):
+        for rows, near, member in _blocks(offsets):
+            every = values[rows].to(vectors.dtype) @ vectors[near].flatten(0, 1).T
+            every = every.view(*member.shape, -1)  # (n, n_near, k)
+            products[rows] = (every * member[:, :, None]).sum(1)
+    return products
+
+
+def _spread(weights: Tensor, vectors: Tensor, offsets: Tensor, like: Tensor) -> Tensor:
+    """``sum_c w_ic u_bc`` for each row i of segment b, of the shape and type of ``like``."""
+    made = torch.empty_like(like)
+    made[int(offsets[-1]) :] = 0
+    with torch.autocast(like.device.type, enabled=False):
+        for rows, near, member in _blocks(offsets):
+            share = weights[rows, None] * member[:, :, None]  # (n, n_near, k)
+            made[rows] = share.flatten(1) @ vectors[near].flatten(0, 1)
+    return made

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mil import cli_splits
+from mil import cli_features, cli_splits
 from mil import settings as configuration
 from mil.cli_splits import Json, Run
 from mil.config import Config
@@ -125,6 +125,10 @@ def predict(
         skipped = len(r["skipped"])
         rows.append((r["slide"], r["n_tiles"], r["method"], r["predicted"], shares, skipped))
     print_table("Predictions", ("slide", "tiles", "method", "class", "p", "skipped"), rows)
+
+
+for verb in cli_features.VERBS:
+    app.command()(verb)
 
 
 @app.command()

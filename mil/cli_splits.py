@@ -22,7 +22,7 @@ from mil.terminal import (
 )
 from splits.errors import InputError
 
-__all__ = ["VERBS", "Json", "Run"]
+__all__ = ["VERBS", "Columns", "Json", "Run", "columns_of"]
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 MaybeRun = Annotated[Path | None, typer.Argument(help="Run folder.", show_default=False)]
@@ -101,7 +101,7 @@ def identify(
 
     files = {"manifest": manifest, "patients": patients, "sites": sites, "embedding": embedding}
     changes: dict[str, Any] = {name: str(path) for name, path in files.items() if path is not None}
-    given = {"columns": _columns(columns) or None, "rule": rule, "content": content}
+    given = {"columns": columns_of(columns) or None, "rule": rule, "content": content}
     changes |= {name: value for name, value in given.items() if value is not None}
     config = changed(stored(run), identity=changes)
     with screen() as view:
@@ -178,7 +178,7 @@ def split(
         path, write = run / "split.csv", partial(prepare.export, run, config, result)
     elif slides is not None and out is not None:
         settings = changed(None, data={"root": "."}, split=changes).split
-        result, dealt, notes = prepare.split_table(slides, out, settings, _columns(columns))
+        result, dealt, notes = prepare.split_table(slides, out, settings, columns_of(columns))
         path, write = out, partial(formats.write, result.table, slides=dealt)
     if json:
         print_json(result.meta)
@@ -274,7 +274,7 @@ def audit(
             result, material = auditing.audit_files(
                 paths,
                 slides,
-                columns=_columns(columns),
+                columns=columns_of(columns),
                 tiles_root=tiles,
                 features=features,
                 unit=unit,
@@ -332,7 +332,7 @@ def plan(
         message = f"{extra[0]} and --slides-table exclude each other: the table says it"
         raise InputError(message)
     if slides_table is not None:
-        table, notes = slide_table.read(slides_table, _columns(columns))
+        table, notes = slide_table.read(slides_table, columns_of(columns))
         for note in notes:
             say_warning(note, "note")
         cohort = plan_cohort.table_cohort(table)
@@ -385,7 +385,8 @@ def _numbers(option: str, text: str) -> list[float]:
         raise InputError(message) from error
 
 
-def _columns(text: str | None) -> dict[str, str]:
+def columns_of(text: str | None) -> dict[str, str]:
+    """Our name -> the table's, from ``slide_id=name,label=cohort``."""
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     if any(not equals for _, equals, _ in pairs):
         message = f"--columns {text!r}: our name = name in the table, as in slide_id=slide"

@@ -14,8 +14,11 @@ class SlidewiseError(Exception):
     exit_code = 2
 
 
-class InputError(SlidewiseError):
-    """The input or the call is wrong (exit code 2)."""
+class InputError(SlidewiseError, ValueError):
+    """The input or the call is wrong (exit code 2).
+
+    A ``ValueError`` too, as callers from Python and scikit-learn expect of bad values.
+    """
 
 
 class NegativeVerdictError(SlidewiseError):

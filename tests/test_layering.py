@@ -38,16 +38,18 @@ LAYERS = [
         "mil.predictions",
         "mil.stain",
         "mil.data",
+        "mil.features",
         "mil.tissue",
     ],
     ["mil.encoders", "mil.aggregators", "mil.checkpoint", "mil.loop"],
     ["mil.pixels"],
     ["mil.models", "mil.encode", "mil.predict", "mil.tile_training", "mil.bag_training"],
+    ["mil.classifier"],
     ["mil.train"],
     ["mil.evaluate"],
     ["mil.report"],
     ["mil.run", "mil.doctor"],
-    ["mil.cli_splits"],
+    ["mil.cli_splits", "mil.cli_features"],
     ["mil.cli"],
 ]
 MAX_LINES = 400
@@ -125,7 +127,8 @@ def test_splits_never_imports_torch_or_mil() -> None:
 
 
 def test_a_bare_import_loads_no_torch() -> None:
-    code = "import sys, splits, splits.audit, mil.cli; print('torch' in sys.modules)"
+    ours = "splits, splits.audit, mil.cli, mil.features.verify"
+    code = f"import sys, {ours}; print('torch' in sys.modules)"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

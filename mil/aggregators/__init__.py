@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 # A module enters its classes into the registry when it is imported.
-from mil.aggregators.attention import ABMIL, GatedABMIL
+from mil.aggregators.attention import ABMIL, AdditiveMIL, GatedABMIL
 from mil.aggregators.clam import CLAMMB, CLAMSB, ClusterLoss
 from mil.aggregators.contract import (
     AGGREGATORS,
@@ -19,7 +19,10 @@ from mil.aggregators.contract import (
     Output,
 )
 from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
-from mil.aggregators.pooling import MaxPooling, MeanPooling
+from mil.aggregators.dtfd import DTFD, PseudoBagLoss
+from mil.aggregators.pooling import LogSumExpPooling, MaxPooling, MeanPooling
+from mil.aggregators.transformer import Transformer
+from mil.aggregators.transmil import TransMIL
 from splits.errors import InputError
 
 __all__ = [
@@ -28,15 +31,21 @@ __all__ = [
     "CLAMMB",
     "CLAMSB",
     "DSMIL",
+    "DTFD",
     "INSTANCE_LOSSES",
+    "AdditiveMIL",
     "Aggregator",
     "ClusterLoss",
     "GatedABMIL",
     "InstanceLoss",
+    "LogSumExpPooling",
     "MaxInstanceLoss",
     "MaxPooling",
     "MeanPooling",
     "Output",
+    "PseudoBagLoss",
+    "TransMIL",
+    "Transformer",
     "create",
     "create_loss",
 ]

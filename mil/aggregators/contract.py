@@ -29,6 +29,7 @@ __all__ = [
     "InstanceLoss",
     "Output",
     "check_sizes",
+    "class_scores",
     "linear",
 ]
 
@@ -44,7 +45,8 @@ class Output(NamedTuple):
         class_attention: ``(n_tiles, n_classes)``, each column as ``attention``; None where all
             classes share one.
         contributions: ``(n_tiles, n_classes)``, what each tile adds to the logits of its bag:
-            their sum over the bag and the bag's bias are the logits; None where logits are no sum.
+            their sum over the bag and a bias that all bags share are the logits; None where logits
+            are no such sum, and in training, where nobody reads them.
         auxiliary: What the instance loss of this method reads, and nobody else; the class says
             what it is.
     """
@@ -80,20 +82,45 @@ class Aggregator(nn.Module, ABC):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
-    def standardise(self, features: npt.NDArray[np.floating[Any]]) -> None:
-        """Take mean and deviation of each feature from training tiles ``(n_tiles, dim)``.
+    def standardise(
+        self,
+        features: npt.NDArray[np.floating[Any]],
+        rows: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> None:
+        """Take mean and deviation of each feature from training tiles.
 
         They are saved with the weights; before, tiles are taken as they are.
+
+        Args:
+            features: ``(n_tiles, dim)``; a memory map is read in blocks.
+            rows: Those of the training tiles, ``(n,)``; None for all.
         """
-        mean = features.mean(axis=0, dtype=np.float64)
-        std = features.std(axis=0, dtype=np.float64)
-        self.mean.copy_(torch.from_numpy(mean))
+        index = np.arange(len(features)) if rows is None else rows
+        blocks = [index[start : start + 4096] for start in range(0, len(index), 4096)]
+        # About a mean that is nearly right, sums of squares lose no digits.
+        near = features[blocks[0]].mean(axis=0, dtype=np.float64)
+        total, squares = np.zeros_like(near), np.zeros_like(near)
+        for block in blocks:
+            apart = features[block].astype(np.float64) - near
+            total += apart.sum(axis=0)
+            squares += (apart**2).sum(axis=0)
+        shift = total / len(index)
+        std = np.sqrt(np.maximum(squares / len(index) - shift**2, 0))
+        self.mean.copy_(torch.from_numpy(near + shift))
         # A feature that is constant in training says nothing: it must not explode elsewhere.
         self.std.copy_(torch.from_numpy(np.where(std > 1e-3 * std.max(), std, np.inf)))
 
-    def tiles(self, x: Tensor, offsets: Tensor, embed: Callable[[Tensor], Tensor]) -> Tiles:
-        """The standardised tiles of packed bags behind ``embed``."""
-        return Tiles(x, offsets, embed, mean=self.mean, std=self.std, budget=self.budget)
+    def tiles(
+        self,
+        x: Tensor,
+        offsets: Tensor,
+        embed: Callable[[Tensor], Tensor],
+        order: Tensor | None = None,
+    ) -> Tiles:
+        """The standardised tiles of packed bags behind ``embed``, in the given order."""
+        return Tiles(
+            x, offsets, embed, mean=self.mean, std=self.std, budget=self.budget, order=order
+        )
 
     @abstractmethod
     def forward(self, x: Tensor, offsets: Tensor) -> Output:
@@ -165,3 +192,14 @@ def linear(
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def class_scores(tiles: Tiles, classifier: nn.Linear) -> Tensor:
+    """What a linear classifier of bags says of each embedded tile, without its bias.
+
+    Returns:
+        ``(n_tiles, n_classes)``, in float32 or wider: pooled with the weights of the tiles it is
+        the logits, to the last digits.
+    """
+    n_bags = len(tiles.offsets) - 1
+    return tiles.dot(classifier.weight.expand(n_bags, -1, -1))

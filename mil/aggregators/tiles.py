@@ -159,10 +159,10 @@ class Tiles:
             ``(n_bags, width)``, in float32 or wider.
         """
 
-        def partial(rows: Tensor, cuts: Tensor) -> Tensor:
+        def reduction(rows: Tensor, cuts: Tensor) -> Tensor:
             return segment_logsumexp(sharpness * widened(rows), cuts) / sharpness
 
-        return self._reduced(partial)
+        return self._reduced(reduction)
 
     def rows(self, index: Tensor) -> Tensor:
         """Some embedded tiles, ``(n,)`` int64 to ``(n, width)``, with gradients."""

@@ -34,7 +34,7 @@ from splits.identity.name import clean
 from splits.identity.position import locate
 from splits.images import image_of, window_of
 
-__all__ = ["Neighbourhood", "Places", "Surroundings", "name_positions", "places"]
+__all__ = ["Neighbourhood", "Places", "Surroundings", "fields", "name_positions", "places"]
 
 _FORM: Final = 1  # part of the digest: changed contexts must not pass for the old ones
 _RASTER = 16  # samples a side of a tile, of what its context covers
@@ -83,7 +83,7 @@ def places(table: pd.DataFrame) -> Places:
     names = table["tile_id"].tolist()
     corner = table[["x_px", "y_px"]].to_numpy(dtype=np.float64, na_value=np.nan)
     size = table[["width_px", "height_px"]].to_numpy(dtype=np.float64)
-    field = _fields(table)
+    field = fields(table)
     # Tiles that lack the overlap at the border of a Deep Zoom grid would leave lines of glass.
     typical = pd.DataFrame(size).groupby(field).transform("median").to_numpy()
     size = np.where(np.abs(size - typical) <= _SAME_PX, typical, size)
@@ -218,7 +218,7 @@ def _resized(channel: Pixels, size: int) -> Pixels:
     return np.asarray(cv2.resize(channel, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _fields(table: pd.DataFrame) -> npt.NDArray[np.int64]:
+def fields(table: pd.DataFrame) -> npt.NDArray[np.int64]:
     """A number for each slide, region and resolution; cut tiles count within their image."""
     keys = table[["slide_id", "region", "mpp"]].astype("string").fillna("")
     image = [image_of(name) if window_of(name) else "" for name in table["tile_id"]]

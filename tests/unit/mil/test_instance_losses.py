@@ -139,3 +139,26 @@ def test_the_loss_of_the_first_stream_judges_the_highest_score_of_each_class(
         expected.append(softplus_loss(np.array(highest), label))
     assert value(extra, output, offsets) == pytest.approx(np.mean(expected), abs=1e-12)
     assert extra.weight == 1
+
+
+# DTFD.
+
+
+@pytest.mark.parametrize("distill", ["afs", "maxmin"])
+def test_the_loss_of_tier_1_gives_each_pseudo_bag_the_label_of_its_slide(distill: str) -> None:
+    args = {"n_pseudo": 4, "distill": distill, "hidden": 6}
+    aggregator, extra, x, offsets, output = case("dtfd", args, {})
+    place = x @ aggregator.direction
+    expected = []
+    for start, stop, label in zip(offsets[:-1], offsets[1:], LABEL.tolist(), strict=True):
+        ranked = start + place[start:stop].argsort()
+        losses = []
+        for m in range(min(4, len(ranked))):
+            with torch.no_grad():
+                h = aggregator.embed(x[ranked[m::4]])
+                pooled = aggregator.tile_attention(h).softmax(0).T @ h
+                scores = aggregator.tile_classifier(pooled)[0].numpy()
+            losses.append(softplus_loss(scores, label))
+        expected.append(np.mean(losses))
+    assert value(extra, output, offsets) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert extra.weight == 1

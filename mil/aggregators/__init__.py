@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 # A module enters its classes into the registry when it is imported.
-from mil.aggregators.attention import ABMIL, GatedABMIL
+from mil.aggregators.attention import ABMIL, AdditiveMIL, GatedABMIL
 from mil.aggregators.clam import CLAMMB, CLAMSB, ClusterLoss
 from mil.aggregators.contract import (
     AGGREGATORS,
@@ -21,7 +21,7 @@ from mil.aggregators.contract import (
 from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
 from mil.aggregators.dtfd import DTFD, PseudoBagLoss
 from mil.aggregators.instance import MaxInstance
-from mil.aggregators.pooling import MaxPooling, MeanPooling
+from mil.aggregators.pooling import LogSumExpPooling, MaxPooling, MeanPooling
 from mil.aggregators.transformer import Transformer
 from mil.aggregators.transmil import TransMIL
 from splits.errors import InputError
@@ -34,10 +34,12 @@ __all__ = [
     "DSMIL",
     "DTFD",
     "INSTANCE_LOSSES",
+    "AdditiveMIL",
     "Aggregator",
     "ClusterLoss",
     "GatedABMIL",
     "InstanceLoss",
+    "LogSumExpPooling",
     "MaxInstance",
     "MaxInstanceLoss",
     "MaxPooling",

@@ -7,10 +7,17 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mil.aggregators.contract import AGGREGATORS, Aggregator, Output, check_sizes, linear
-from mil.aggregators.segments import segment_softmax
+from mil.aggregators.contract import (
+    AGGREGATORS,
+    Aggregator,
+    Output,
+    check_sizes,
+    class_scores,
+    linear,
+)
+from mil.aggregators.segments import segment_softmax, segment_sum, widened
 
-__all__ = ["ABMIL", "AttentionBranch", "GatedABMIL", "GatedBranch"]
+__all__ = ["ABMIL", "AdditiveMIL", "AttentionBranch", "GatedABMIL", "GatedBranch"]
 
 
 class AttentionBranch(nn.Module):
@@ -24,7 +31,7 @@ class AttentionBranch(nn.Module):
 
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
         """Score rows ``(n_tiles, width)``: ``(n_tiles, n_scores)``."""
-        hidden = torch.tanh(self.value(embedded))  # (n_tiles, attention_dim)
+        hidden = torch.tanh(widened(self.value(embedded)))  # (n_tiles, attention_dim)
         scores: torch.Tensor = self.score(hidden)  # (n_tiles, n_scores)
         return scores
 
@@ -38,7 +45,8 @@ class GatedBranch(AttentionBranch):
 
     def forward(self, embedded: torch.Tensor) -> torch.Tensor:
         """Score rows ``(n_tiles, width)``: ``(n_tiles, n_scores)``."""
-        hidden = torch.tanh(self.value(embedded)) * torch.sigmoid(self.gate(embedded))
+        value, gate = widened(self.value(embedded)), widened(self.gate(embedded))
+        hidden = torch.tanh(value) * torch.sigmoid(gate)  # (n_tiles, attention_dim)
         scores: torch.Tensor = self.score(hidden)  # (n_tiles, n_scores)
         return scores
 
@@ -55,6 +63,11 @@ class ABMIL(Aggregator):
     Deviations: logits over ``n_classes`` instead of one Bernoulli probability; V has a bias, as in
     the authors' code and unlike the equation; the softmax and the sum run in float32 or wider,
     also under autocast.
+
+    Contributions: pooling and classifier are linear, so the logits are exactly
+    ``sum_k a_k C h_k + c``. This splits what the bag was given and says nothing of a bag with
+    other tiles, whose softmax would be another; :class:`AdditiveMIL` is the method that is made
+    for it, with a classifier of each tile that is not linear.
 
     Args:
         dim: Length of a tile embedding.
@@ -97,7 +110,8 @@ class ABMIL(Aggregator):
         tiles = self.tiles(x, offsets, self.embed)
         weights = segment_softmax(tiles.map(self.attention).squeeze(1), offsets)  # (n_tiles,)
         bags = tiles.sum(weights)  # (n_bags, hidden)
-        return Output(self.classifier(bags), weights)
+        parts = None if self.training else class_scores(tiles, self.classifier) * weights[:, None]
+        return Output(self.classifier(bags), weights, contributions=parts)
 
 
 @AGGREGATORS.register("gated_abmil")
@@ -122,3 +136,68 @@ class GatedABMIL(ABMIL):
     """
 
     _branch = GatedBranch
+
+
+@AGGREGATORS.register("additive")
+class AdditiveMIL(Aggregator):
+    """Additive MIL: tiles are classified one by one, and their scores add up to the logits.
+
+    Source: Javed, Juyal, Padigela, Taylor-Weiner, Yu & Prakash, "Additive MIL: intrinsically
+    interpretable multiple instance learning for pathology", NeurIPS 2022, over the attention of
+    :class:`ABMIL`: ``m_k = a_k h_k``, and the logits are ``sum_k psi(m_k) + c`` with a multi-layer
+    perceptron ``psi``, here ``psi(m) = C ReLU(U m)``. ``contributions`` holds ``psi(m_k)``.
+
+    Deviations: psi has no biases, since a sum over tiles would count them once a tile and the size
+    of the bag would speak; the bag has one bias c instead. As ReLU passes a positive factor on,
+    ``psi(a_k h_k) = a_k psi(h_k)``, which is what is computed. Softmax and sum run in float32 or
+    wider, also under autocast.
+
+    Args:
+        dim: Length of a tile embedding.
+        n_classes: Number of slide classes.
+        hidden: Width of the embedding ``h``.
+        attention_dim: Width of the attention branch.
+        score_dim: Width of the hidden layer of psi.
+        dropout: On the embedding of each tile.
+
+    Raises:
+        InputError: An argument lies outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        n_classes: int,
+        hidden: int = 128,
+        attention_dim: int = 128,
+        score_dim: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        check_sizes(
+            n_classes=n_classes,
+            dropout=dropout,
+            dim=dim,
+            hidden=hidden,
+            attention_dim=attention_dim,
+            score_dim=score_dim,
+        )
+        super().__init__(dim, n_classes)
+        self.embed = nn.Sequential(
+            linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.attention = AttentionBranch(hidden, attention_dim)
+        self.psi = nn.Sequential(
+            linear(hidden, score_dim, activation="relu", bias=False),
+            nn.ReLU(),
+            linear(score_dim, n_classes, bias=False),
+        )
+        self.bias = nn.Parameter(torch.zeros(n_classes))
+
+    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> Output:
+        """Classify bags and their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``."""
+        tiles = self.tiles(x, offsets, self.embed)
+        weights = segment_softmax(tiles.map(self.attention).squeeze(1), offsets)  # (n_tiles,)
+        parts = widened(tiles.map(self.psi)) * weights[:, None]  # (n_tiles, n_classes)
+        logits = segment_sum(parts, offsets) + self.bias  # (n_bags, n_classes)
+        return Output(logits, weights, contributions=None if self.training else parts)

@@ -29,6 +29,7 @@ __all__ = [
     "InstanceLoss",
     "Output",
     "check_sizes",
+    "class_scores",
     "linear",
 ]
 
@@ -48,7 +49,8 @@ class Output(NamedTuple):
         class_attention: ``(n_tiles, n_classes)``, each column as ``attention``; None where all
             classes share one.
         contributions: ``(n_tiles, n_classes)``, what each tile adds to the logits of its bag:
-            their sum over the bag and the bag's bias are the logits; None where logits are no sum.
+            their sum over the bag and a bias that all bags share are the logits; None where logits
+            are no such sum, and in training, where nobody reads them.
         auxiliary: What the instance loss of this method reads, and nobody else; the class says
             what it is.
     """
@@ -115,11 +117,9 @@ class Aggregator(nn.Module, ABC):
         order: Tensor | None = None,
     ) -> Tiles:
         """The standardised tiles of packed bags behind ``embed``, in the given order."""
-
-        def standardised(rows: Tensor) -> Tensor:
-            return embed((rows - self.mean) / self.std)
-
-        return Tiles(x, offsets, standardised, like=self.mean, budget=self.budget, order=order)
+        return Tiles(
+            x, offsets, embed, mean=self.mean, std=self.std, budget=self.budget, order=order
+        )
 
     @abstractmethod
     def forward(self, x: Tensor, offsets: Tensor) -> Output:
@@ -191,3 +191,14 @@ def linear(
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def class_scores(tiles: Tiles, classifier: nn.Linear) -> Tensor:
+    """What a linear classifier of bags says of each embedded tile, without its bias.
+
+    Returns:
+        ``(n_tiles, n_classes)``, in float32 or wider: pooled with the weights of the tiles it is
+        the logits, to the last digits.
+    """
+    n_bags = len(tiles.offsets) - 1
+    return tiles.dot(classifier.weight.expand(n_bags, -1, -1))

@@ -103,8 +103,21 @@ def test_shapes_and_types(name: str, args: dict[str, object]) -> None:
     if by_class is not None:
         for i, span in enumerate(spans(offsets)):
             close(output.attention[span], by_class[span, output.logits[i].argmax()])
-    if output.contributions is not None:
-        assert output.contributions.shape == (len(x), N_CLASSES)
+
+
+@every_variant
+def test_contributions_and_one_bias_for_all_bags_sum_to_the_logits(
+    name: str, args: dict[str, object]
+) -> None:
+    module, (x, offsets) = build(name, args), packed()
+    output = module(x, offsets)
+    if output.contributions is None:
+        return  # its logits are no sum over tiles: the plain reference has none, either
+    assert output.contributions.shape == (len(x), N_CLASSES)
+    sums = torch.stack([output.contributions[span].sum(0) for span in spans(offsets)])
+    bias = output.logits - sums  # (n_bags, n_classes)
+    close(bias, bias[:1].expand_as(bias))
+    assert module.train()(x, offsets).contributions is None
 
 
 @every_variant

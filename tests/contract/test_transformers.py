@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from mil.aggregators import create
 from mil.aggregators.self_attention import SelfAttention
 from mil.aggregators.transmil import NystromAttention, halved
 from splits.errors import InputError
+from tests.contract.test_aggregators import Planted, spans
 
 
 def tissue(n: int, width: int) -> torch.Tensor:
@@ -92,3 +95,22 @@ def test_a_bag_of_20_000_tiles() -> None:
     output.logits.square().sum().backward()
     assert abs(output.attention.sum().item() - 1) < 1e-4
     assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["transformer", "transmil"])
+def test_a_bag_whose_label_is_one_tile_is_learned_and_attention_finds_the_tile(name: str) -> None:
+    torch.manual_seed(0)
+    module = create(name, dim=8, n_classes=2, hidden=16, n_heads=2)
+    seen, unseen = Planted(120, seed=1), Planted(200, seed=2)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=1e-2)
+    for _ in range(80):
+        logits = module(seen.x, seen.offsets).logits
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(logits, seen.label).backward()
+        optimiser.step()
+    with torch.no_grad():
+        output = module.eval()(unseen.x, unseen.offsets)
+    assert roc_auc_score(unseen.label, output.logits.diff(dim=1)[:, 0]) > 0.95
+    highest = [span.start + int(output.attention[span].argmax()) for span in spans(unseen.offsets)]
+    positive = unseen.label.numpy() == 1
+    assert np.mean(np.array(highest)[positive] == unseen.key[positive]) > 0.9  # 0.1 by chance

@@ -18,7 +18,7 @@ from mil.aggregators.contract import (
     InstanceLoss,
     Output,
 )
-from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
+from mil.aggregators.dsmil import DSMIL, CriticalInstanceLoss
 from mil.aggregators.dtfd import DTFD, PseudoBagLoss
 from mil.aggregators.instance import MaxInstance
 from mil.aggregators.pooling import MaxPooling, MeanPooling
@@ -36,10 +36,10 @@ __all__ = [
     "INSTANCE_LOSSES",
     "Aggregator",
     "ClusterLoss",
+    "CriticalInstanceLoss",
     "GatedABMIL",
     "InstanceLoss",
     "MaxInstance",
-    "MaxInstanceLoss",
     "MaxPooling",
     "MeanPooling",
     "Output",

@@ -18,7 +18,7 @@ from mil.aggregators.contract import (
     InstanceLoss,
     Output,
 )
-from mil.aggregators.dsmil import DSMIL, MaxInstanceLoss
+from mil.aggregators.dsmil import DSMIL, CriticalInstanceLoss
 from mil.aggregators.dtfd import DTFD, PseudoBagLoss
 from mil.aggregators.instance import MaxInstance
 from mil.aggregators.pooling import LogSumExpPooling, MaxPooling, MeanPooling
@@ -37,11 +37,11 @@ __all__ = [
     "AdditiveMIL",
     "Aggregator",
     "ClusterLoss",
+    "CriticalInstanceLoss",
     "GatedABMIL",
     "InstanceLoss",
     "LogSumExpPooling",
     "MaxInstance",
-    "MaxInstanceLoss",
     "MaxPooling",
     "MeanPooling",
     "Output",

@@ -17,7 +17,7 @@ from mil.aggregators.contract import (
 )
 from mil.aggregators.segments import segment_highest, segment_ids, segment_max, segment_softmax
 
-__all__ = ["DSMIL", "MaxInstanceLoss"]
+__all__ = ["DSMIL", "CriticalInstanceLoss"]
 
 
 @AGGREGATORS.register("dsmil")
@@ -30,7 +30,7 @@ class DSMIL(Aggregator):
     ``max_k s_kc``; the tile that holds it is the critical one, ``h_m``. The second stream weighs
     the tiles by their likeness to it, ``a_kc = softmax_k(<q_k, q_m>)`` with ``q = W_q h``, pools
     ``z_c = sum_k a_kc h_k`` and classifies all classes together by a convolution over them, a
-    linear layer on ``(z_1, ..., z_C)``. The first stream learns from :class:`MaxInstanceLoss`.
+    linear layer on ``(z_1, ..., z_C)``. The first stream learns from :class:`CriticalInstanceLoss`.
 
     Logits are those of the second stream alone. The authors' first code predicts from it alone,
     too; the paper, and their later code by default, average the scores of both streams.
@@ -107,7 +107,7 @@ class DSMIL(Aggregator):
 
 
 @INSTANCE_LOSSES.register("dsmil")
-class MaxInstanceLoss(InstanceLoss):
+class CriticalInstanceLoss(InstanceLoss):
     """Cross entropy of the highest tile scores: the loss of DSMIL's first stream.
 
     Source: Li, Li & Eliceiri 2021; the authors' code gives both streams the weight 0.5.

@@ -96,12 +96,12 @@ class SelfAttention(nn.Module):
         sizes = offsets.diff().tolist()
         normed = self.norm(tokens)
         qkv = self.qkv(normed).view(len(tokens), 3, self.n_heads, -1)
-        *projected, spare = cut(qkv, sizes)
-        *given, _ = cut(normed.detach(), sizes)
+        ones, tiles, spare = cut(qkv, sizes)
+        normed_ones, normed_tiles, _ = cut(normed, sizes)
         bags = [
-            self.attend(torch.cat(one), torch.cat(other))
-            for one, other in zip(
-                zip(*projected, strict=True), zip(*given, strict=True), strict=True
+            self.attend(torch.cat([one, rest]), normed_one, normed_rest)
+            for one, rest, normed_one, normed_rest in zip(
+                ones, tiles, normed_ones, normed_tiles, strict=True
             )
         ]
         parts = [torch.split(bag, [1, len(bag) - 1]) for bag in bags]
@@ -110,12 +110,12 @@ class SelfAttention(nn.Module):
         made: Tensor = self.dropout(self.out(mixed))
         return made
 
-    def attend(self, qkv: Tensor, normed: Tensor) -> Tensor:
+    def attend(self, qkv: Tensor, *normed: Tensor) -> Tensor:
         """Attention in one bag, its class token first.
 
         Args:
             qkv: ``(n, 3, n_heads, width / n_heads)``.
-            normed: ``(n, width)``, what they were made from, without gradient.
+            normed: ``(n, width)`` in parts, what they were made from.
 
         Returns:
             ``(n, width)``.

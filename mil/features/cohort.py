@@ -7,7 +7,7 @@ share most of their tiles are copies, and one group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from splits.artifacts import (
 )
 from splits.content.links import components
 from splits.errors import InputError, unknown
-from splits.groups import UNITS
+from splits.groups import UNITS, text
 
 __all__ = [
     "MATRIX",
@@ -52,6 +52,7 @@ SOURCE: Final = Path("features", "source.json")
 """Where they come from."""
 UNKNOWN: Final = "unknown"
 """What ``meta.json`` says of the slides that an encoder saw, where nobody knows."""
+_COUNTED: Final = ("format", "frame", "encoder")
 _DIGITS: Final = 7  # of a row in a tile id: text then sorts as the numbers do
 
 Progress = Callable[[str, int], Callable[[int], object]]
@@ -187,7 +188,7 @@ def _pack(
     order = sorted(known.index, key=lambda name: _prefix(found, name) + "#")
     advance = progress("features", len(order)) if progress else None
     parts: list[pd.DataFrame] = []
-    told: dict[str, dict[str, int]] = {k: {} for k in ("form", "frame", "encoder", "note")}
+    told: dict[str, dict[str, list[str]]] = {kind: {} for kind in (*_COUNTED, "note")}
     with packed(run / MATRIX) as matrix:
         for name in order:
             bag = found.read(name)
@@ -195,16 +196,18 @@ def _pack(
             require_usable(bag, where)
             matrix.add(bag.x, where)
             parts.append(tile_rows(bag, tile_names(found, name, len(bag))))
-            said = [("form", bag.form), ("frame", bag.frame or _no_frame(bag))]
-            said += [("encoder", bag.encoder or UNKNOWN), *(("note", n) for n in bag.notes)]
+            said = [("format", bag.form), ("frame", bag.frame or _no_frame(bag))]
+            said += [("encoder", bag.encoder or UNKNOWN)]
+            said += [("note", words) for words in (*bag.notes, *bag.warnings)]
             for what, value in said:
-                told[what][value] = told[what].get(value, 0) + 1
+                told[what].setdefault(value, []).append(name)
+            _require_one(told["encoder"])
             if advance is not None:
                 advance(1)
     table = pd.concat(parts, ignore_index=True)
     for ours, theirs in (("slide_label", "label"), ("patient_id",) * 2, ("site_id",) * 2):
         table[ours] = table["slide_id"].map(known[theirs])
-    group = known["group_id"] if "group_id" in known else pd.Series(known.index, known.index)
+    group = text(known, "group_id").fillna(pd.Series(known.index, known.index))
     table["group_id"] = table["slide_id"].map(group)
     table = table.assign(id_source=source, id_confidence=1.0)
     result = tiles.check(table)
@@ -214,15 +217,25 @@ def _pack(
         )
         raise InputError(message)
     facts = {
-        "formats": told["form"],
-        "frames": told["frame"],
-        "encoders": told["encoder"],
+        **{f"{kind}s": {k: len(v) for k, v in told[kind].items()} for kind in _COUNTED},
         "dim": matrix.shape[1],
         "dtype": str(matrix.dtype),
         "n": {"slides": len(order), "tiles": matrix.shape[0]},
-        "notes": [f"{note} ({n} slide{'' if n == 1 else 's'})" for note, n in told["note"].items()],
+        "notes": [
+            f"{note} ({len(names)} slide(s), the first is {names[0]!r})"
+            for note, names in told["note"].items()
+        ],
     }
     return result, facts
+
+
+def _require_one(encoders: Mapping[str, list[str]]) -> None:
+    """Refuse features of two encoders: each has a space of its own, whatever the dimension."""
+    named = [(name, slides[0]) for name, slides in encoders.items() if name != UNKNOWN]
+    if len(named) > 1:
+        (one, a), (other, b) = named[:2]
+        message = f"features of two encoders: {one} (slide {a!r}) and {other} (slide {b!r})"
+        raise InputError(message)
 
 
 def _no_frame(bag: Bag) -> str:

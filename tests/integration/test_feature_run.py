@@ -196,6 +196,7 @@ def test_copies_under_two_names_are_one_group(tmp_path: Path) -> None:
         ({"002.h5": np.full((4, DIM), np.nan, np.float16)}, r"002.*tile 0, column 0 is nan"),
         ({"002.h5": np.zeros((0, DIM), np.float16)}, r"002.*has no tiles"),
         ({"002.h5": np.zeros((4, 5), np.float16)}, r"002.*dimension 5 .*before 8"),
+        ({"uni_v2": np.zeros((4, DIM))}, r"two encoders: uni_v1 \(slide '000'\) and uni_v2"),
     ],
 )
 def test_a_bad_file_stops_the_run_by_name(
@@ -203,8 +204,9 @@ def test_a_bad_file_stops_the_run_by_name(
 ) -> None:
     files(tmp_path / "uni", tmp_path / "labels.csv", n=12)
     for name, x in spoil.items():
-        with h5py.File(tmp_path / "uni" / name, "w") as file:
+        with h5py.File(tmp_path / "uni" / "002.h5", "w") as file:
             file["features"], file["coords"] = x, np.zeros((len(x), 2), int)
+            file["features"].attrs["encoder"] = name if name != "002.h5" else "uni_v1"
     with pytest.raises(InputError, match=said):
         run(tmp_path / "run", config(tmp_path / "uni", tmp_path / "labels.csv"), quiet)
     assert not (tmp_path / "run" / "cache" / "features.npy").exists()

@@ -77,7 +77,7 @@ def test_every_aggregator_fits_and_survives_a_pickle(name: str) -> None:
 
 def test_the_seed_alone_decides_and_the_generator_of_torch_is_left_alone() -> None:
     bags, y, _ = planted(30)
-    small = clone(FAST).set_params(batch_tiles=40, args={"dropout": 0.3})
+    small = clone(FAST).set_params(epochs=8, batch_tiles=40, args={"dropout": 0.3})
     torch.manual_seed(1)
     one = clone(small).fit(bags, y).predict_proba(bags)
     state = torch.get_rng_state()
@@ -121,7 +121,7 @@ def test_classes_of_few_bags_weigh_more_where_balanced() -> None:
     same = np.ones((50, 1, 3))  # nothing to learn but how frequent the classes are
     rare = np.arange(50) < 10
     for weight, share in [(None, 0.2), ("balanced", 0.5), ({False: 1, True: 2}, 1 / 3)]:
-        model = clone(FAST).set_params(lr=0.1, epochs=100, class_weight=weight).fit(same, rare)
+        model = clone(FAST).set_params(lr=0.1, epochs=80, class_weight=weight).fit(same, rare)
         assert model.predict_proba(same[:1])[0, 1] == pytest.approx(share, abs=0.02)
 
 

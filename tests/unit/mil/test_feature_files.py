@@ -17,6 +17,8 @@ from mil.features import Bag, find
 from mil.features.bag import require_usable
 from mil.features.export import WRITERS
 from mil.features.labels import label
+from mil.features.packing import packed
+from mil.features.verify import verify
 from splits.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -120,7 +122,7 @@ def test_slideflow_bags_and_a_tfrecord_index(tmp_path: Path) -> None:
     np.testing.assert_array_equal(a.coords, COORDS)
     assert (a.form, a.centred, a.encoder, a.tile_px) == ("slideflow", True, "uni", 256)
     assert b.coords is None
-    assert "TFRecord" in b.notes[0]
+    assert "TFRecord" in b.warnings[0]
 
 
 @pytest.mark.parametrize("given", ["", "features", "features/features_uni"])
@@ -235,8 +237,9 @@ def test_a_saved_slice_is_read_and_named(tmp_path: Path) -> None:
     bag = find(tmp_path).read("a")
     assert bag.x.shape == (5, 256)
     assert bag.x[2].all()
-    assert "a slice was saved" in bag.notes[0]
-    assert "a.pt" in bag.notes[0]
+    assert "a slice was saved" in bag.warnings[0]
+    said = [f for f in verify(tmp_path)["findings"] if f["kind"] == "file"]
+    assert [(f["severity"], f["slides"]) for f in said] == [("warning", ["a"])]
 
 
 @pytest.mark.parametrize(
@@ -393,3 +396,31 @@ def test_a_written_tensor_stores_no_more_than_itself(tmp_path: Path) -> None:
     whole = np.zeros((50_000, 64), np.float32)
     WRITERS["clam-pt"](Bag("s", "slidewise", whole[:10]), tmp_path)
     assert (tmp_path / "pt_files" / "s.pt").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("kinds", [(2, 2, 2), (2, 4, 2), (4, 2, 2), (2, 2, 4)])
+def test_packing_keeps_every_value_whatever_the_types(
+    tmp_path: Path, kinds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mil.features.packing._ROWS", 3)
+    rng = np.random.default_rng(2)
+    bags = [
+        rng.normal(size=(n, 4)).astype(f"f{kind}") for n, kind in zip((5, 1, 7), kinds, strict=True)
+    ]
+    with packed(tmp_path / "x.npy") as matrix:
+        for bag in bags:
+            matrix.add(bag, "here")
+    made = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert made.dtype == (np.float16 if set(kinds) == {2} else np.float32)
+    np.testing.assert_array_equal(made, np.concatenate([bag.astype(np.float64) for bag in bags]))
+
+
+def test_packing_leaves_nothing_behind_a_failure(tmp_path: Path) -> None:
+    def pack() -> None:
+        with packed(tmp_path / "x.npy") as matrix:
+            matrix.add(X, "a")
+            matrix.add(X[:, :3], "b")
+
+    with pytest.raises(InputError, match="b has features of dimension 3 and the slides before 4"):
+        pack()
+    assert not list(tmp_path.iterdir())

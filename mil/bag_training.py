@@ -18,6 +18,7 @@ from mil import encode, loop
 from mil.aggregators import AGGREGATORS, INSTANCE_LOSSES, InstanceLoss, create, create_loss
 from mil.aggregators.contract import Aggregator
 from mil.aggregators.voting import check_vote
+from mil.checkpoint import is_finished
 from mil.cohort import Fold, positions_of
 from mil.config import Aggregator as Choice
 from mil.config import Config, Mil
@@ -69,7 +70,7 @@ def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric
     """Train one aggregator of the config, every seed of it, or do nothing where that is done."""
     features, made_from = encode.bag_features(run, config, fold)
     settings = config.mil
-    slides_seen = fold.slides["train"]
+    seen, judges = fold.slides["train"], fold.slides["val"]
     placed = None
     if getattr(AGGREGATORS.get(choice.name), "takes_positions", False):
         placed = positions_of(run, fold, settings.bags)
@@ -83,6 +84,9 @@ def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric
         "aggregator": digest([_FORM, own, choice.model_dump(mode="json"), config.seed]),
     }
     for number in range(settings.seeds):
+        folder = aggregator_folder(run, choice.name, fold.number, number)
+        if is_finished(folder, digests):
+            continue
         # The first has the seed that it has where it is the only one.
         names = (choice.name, fold.number, *([number] if number else []))
         seed = derive(config.seed, "aggregator", *names)
@@ -97,7 +101,7 @@ def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric
         )
         loop.fit(
             objective,
-            aggregator_folder(run, choice.name, fold.number, number),
+            folder,
             kept=model,
             budget=loop.Budget(
                 epochs=settings.epochs,
@@ -119,7 +123,8 @@ def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric
                 "bags": settings.bags,
                 "classes": fold.classes,
                 "dim": bags.dim,
-                "slides_seen": slides_seen,
+                "slides_seen": seen,
+                "slides_that_chose_the_epoch": judges,
             },
             lower="mil.batch_tiles",
         )

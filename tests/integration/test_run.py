@@ -180,6 +180,7 @@ def test_cards_name_the_slides_that_were_seen(finished: Path) -> None:
         for folder in ("encoder", "aggregators/abmil"):
             card = read_json(finished / folder / f"fold{fold.number}" / "card.json")
             assert card["slides_seen"] == fold.slides["train"]
+            assert card["slides_that_chose_the_epoch"] == fold.slides["val"]
             assert not set(card["slides_seen"]) & fold.unseen
 
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 import pandas as pd
 
 from mil.config import Config
-from mil.features.cohort import UNKNOWN, common_tiles
+from mil.data.store import open_features
+from mil.features.cohort import MATRIX, UNKNOWN, common_tiles
 from mil.prepare import Progress, data_root, read_tiles
 from splits import audit as audits
 from splits import formats, slide_table, tiles
@@ -96,11 +97,13 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
     }
     path = run / "audit.json"
     if not is_current(path, digests):
-        blank, headers = None, None
+        blank, headers, features = None, None, None
         if config.data.features is None:
             headers = partial(read_headers, data_root(run, config))
         else:
             blank = common_tiles(table)
+            matrix = open_features(run / MATRIX, n_tiles=len(table))
+            features = Features(table["tile_id"].tolist(), matrix, "those that the run began with")
         result = audits.audit(
             split.table,
             tiles.slides(table),
@@ -110,6 +113,7 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
             repeats=config.split.repeats,
             found=_pixels_of(run),
             blank=blank,
+            features=features,
             headers=headers,
             seen=seen,
         )

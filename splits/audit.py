@@ -168,7 +168,7 @@ def _had(
         yield found.told()
     elif "sha256" in placed.columns and placed["sha256"].notna().any():
         yield (
-            "hashes of the pixels alone: copies that were turned or saved again, overlaps and "
+            "hashes of the tiles alone: copies that were turned or saved again, overlaps and "
             "seams were not looked for"
         )
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -156,7 +156,7 @@ def bags_of_set(path: Path) -> tuple[dict[str, Bag], dict[str, str]]:
     bag ``i`` is ``y[i]``. Other arrays, such as ``inst_label``, are set aside with a note.
 
     Returns:
-        Bags by id, ``bag_007`` for bag 7 of 100, and labels as text, empty without ``y``.
+        Bags by id, ``bag_07`` for bag 7 of 100, and labels as text, empty without ``y``.
 
     Raises:
         InputError: Shapes that do not fit, or as for :func:`open_npz`.
@@ -174,22 +174,37 @@ def bags_of_set(path: Path) -> tuple[dict[str, Bag], dict[str, str]]:
             f"{len(x)} whole numbers, one a row of {key}"
         )
         raise InputError(message)
-    numbers = np.unique(bag)
-    n_bags = len(numbers) if y is None else len(y)
-    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= max(n_bags, 1)) and y is not None:
-        message = f"{path}: bag goes from {numbers[0]} to {numbers[-1]}, and y has {n_bags} labels"
+    given = np.unique(bag)
+    if y is not None and len(given) and (given[0] < 0 or given[-1] >= len(y)):
+        message = f"{path}: bag goes from {given[0]} to {given[-1]}, and y has {len(y)} labels"
         raise InputError(message)
-    wide = len(str(max(n_bags - 1, int(numbers[-1]) if len(numbers) else 0)))
     aside = sorted(set(arrays) - {key, "bag", "y"})
     if aside:
         notes.append(f"not used: {', '.join(aside)}")
+    # A bag that only y names has no rows: it is there, and empty.
+    numbers = [int(number) for number in (given if y is None else range(len(y)))]
+    wide = len(str(max(numbers, default=0)))
+    names = [f"bag_{number:0{wide}d}" for number in numbers]
     order = np.argsort(bag, kind="stable")
-    bounds = np.searchsorted(bag[order], np.arange(int(numbers[-1]) + 2 if len(numbers) else 1))
-    names = range(n_bags) if y is not None else map(int, numbers)
-    bags = {}
-    for number in names:
-        rows = order[bounds[number] : bounds[number + 1]] if number + 1 < len(bounds) else order[:0]
-        name = f"bag_{number:0{wide}d}"
-        bags[name] = Bag(name, "npz-set", x[rows], notes=tuple(notes))
-    labels = {} if y is None else {name: str(y[i]) for i, name in enumerate(bags)}
-    return bags, labels
+    ends = np.searchsorted(bag[order], numbers, side="right")
+    starts = np.searchsorted(bag[order], numbers, side="left")
+    bags = {
+        name: Bag(name, "npz-set", x[order[first:last]], notes=tuple(notes))
+        for name, first, last in zip(names, starts, ends, strict=True)
+    }
+    return bags, {} if y is None else _labels_of(y, names, path)
+
+
+def _labels_of(y: Array, names: Sequence[str], path: Path) -> dict[str, str]:
+    """Labels as text, whole numbers without a point; NaN is none."""
+    values = y.reshape(len(y), -1)
+    if values.shape[1:] != (1,):
+        message = f"{path}: y has the shape {y.shape}, allowed is one label a bag"
+        raise InputError(message)
+    labels = {}
+    for name, value in zip(names, values[:, 0].tolist(), strict=True):
+        if value != value:  # NaN
+            continue
+        whole = isinstance(value, float) and value.is_integer()
+        labels[name] = str(int(value)) if whole else str(value)
+    return labels

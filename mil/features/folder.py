@@ -135,6 +135,9 @@ def _of_folder(path: Path) -> FeatureFiles:
     if sets:
         message = f"{folder / sets[0]} is a set of many bags: give the file, not its folder"
         raise InputError(message)
+    lost = [e.name for e in entries if e.is_symlink() and not e.exists()]
+    if lost:
+        notes.append(f"{len(lost)} link(s) lead nowhere, the first is {lost[0]}")
     if others:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         listed = ", ".join(others[:_SHOWN]) + more

@@ -121,6 +121,10 @@ def test_what_is_unknown_of_the_encoder_is_said_once_and_kept(
     audit = read_json(base / "run" / "audit.json")
     assert audit["verdict"] == "clean"
     assert any("no word on the encoder" in line for line in audit["had"])
+    # The features are there, so the tests on features are run.
+    probes = {entry["name"]: entry["value"] for entry in audit["battery"]}
+    assert probes["train_against_test"] is not None
+    assert probes["slide_probe"] is not None
     left = ledger.read(base / "run")
     assert left[["level", "id", "cause"]].to_numpy().tolist() == [
         ["slide", "999", "it has no feature file"]

@@ -159,6 +159,29 @@ def test_a_set_of_bags_in_one_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.read("bag_1").x, X[[4]])
 
 
+def test_numbers_and_labels_of_a_set_may_be_odd(tmp_path: Path) -> None:
+    bag = np.array([10**12, 3, 3, 10**12, 3])
+    np.savez(tmp_path / "far.npz", X=X, bag=bag)
+    found = find(tmp_path / "far.npz")
+    assert [len(found.read(name)) for name in found.slide_ids] == [3, 2]
+    assert found.labels == {}
+    bag = np.array([0, 0, 1, 2, 2])
+    np.savez(tmp_path / "y.npz", X=X, bag=bag, y=np.array([[1.0], [np.nan], [-1.0]]))
+    assert find(tmp_path / "y.npz").labels == {"bag_0": "1", "bag_2": "-1"}
+    np.savez(tmp_path / "two.npz", X=X, bag=bag, y=np.ones((3, 2)))
+    with pytest.raises(InputError, match="one label a bag"):
+        find(tmp_path / "two.npz")
+    np.savez(tmp_path / "few.npz", X=X, bag=bag, y=np.ones(2))
+    with pytest.raises(InputError, match="bag goes from 0 to 2, and y has 2"):
+        find(tmp_path / "few.npz")
+
+
+def test_a_link_that_leads_nowhere_is_said(tmp_path: Path) -> None:
+    tensor(tmp_path / "a.pt")
+    (tmp_path / "b.pt").symlink_to(tmp_path / "gone.pt")
+    assert find(tmp_path).notes == ("1 link(s) lead nowhere, the first is b.pt",)
+
+
 def test_a_set_with_a_label_and_no_rows_has_an_empty_bag(tmp_path: Path) -> None:
     bag = np.array([0, 0, 0, 2, 2])
     np.savez(tmp_path / "set.npz", X=X, bag=bag, y=np.array([1, 0, 1, 1]))

@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 
 from mil.config import Config
+from mil.features.cohort import UNKNOWN, common_tiles
 from mil.prepare import Progress, data_root, read_tiles
 from splits import audit as audits
 from splits import formats, slide_table, tiles
@@ -81,8 +82,9 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
     split, table = splitting.load(run), read_tiles(run)
     meta = run / "features" / "meta.json"
     seen: dict[int, Any] | None = None
-    if encoders and meta.exists():
-        entries = read_json(meta)["folds"]
+    entries = read_json(meta)["folds"] if encoders and meta.exists() else {}
+    # Of features that others made nobody says what their encoder saw: that is no clean bill.
+    if entries and not any(entry.get("encoder_saw") == UNKNOWN for entry in entries.values()):
         seen = {}
         for key, entry in sorted(entries.items()):  # "0", and cross-fitted "0-crossfit"
             seen.setdefault(int(key.partition("-")[0]), set()).update(entry["slides_seen"])
@@ -94,6 +96,11 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
     }
     path = run / "audit.json"
     if not is_current(path, digests):
+        blank, headers = None, None
+        if config.data.features is None:
+            headers = partial(read_headers, data_root(run, config))
+        else:
+            blank = common_tiles(table)
         result = audits.audit(
             split.table,
             tiles.slides(table),
@@ -102,7 +109,8 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
             claims="holdout" if config.split.method == "holdout" else "kfold",
             repeats=config.split.repeats,
             found=_pixels_of(run),
-            headers=partial(read_headers, data_root(run, config)),
+            blank=blank,
+            headers=headers,
             seen=seen,
         )
         write_json(path, result, digests)

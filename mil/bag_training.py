@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mil import encode, loop
-from mil.aggregators import AGGREGATORS, INSTANCE_LOSSES, InstanceLoss, create_loss
+from mil.aggregators import AGGREGATORS, INSTANCE_LOSSES, InstanceLoss, create, create_loss
 from mil.aggregators.contract import Aggregator
 from mil.aggregators.voting import check_vote
 from mil.cohort import Fold, positions_of
@@ -33,11 +33,11 @@ _FORM = 3  # of the weights: another one is trained anew
 
 
 def check(settings: Mil) -> None:
-    """Bind every name and argument of the section before any work starts.
+    """Build everything that the section names, small, before any work starts.
 
     Raises:
         InputError: An aggregator, its instance loss or a vote, or an argument of one, does not
-            exist or is named twice; the nearest is named.
+            exist (the nearest is named), is named twice or lies outside its range.
     """
     for kind, choices in (("aggregators", settings.aggregators), ("votes", settings.votes)):
         names = [choice.name for choice in choices]
@@ -46,15 +46,21 @@ def check(settings: Mil) -> None:
             message = f"mil.{kind} names {twice[0]!r} twice: once is allowed"
             raise InputError(message)
     for choice in settings.aggregators:
-        AGGREGATORS.bind(choice.name, choice.args)
-        if choice.name in INSTANCE_LOSSES:
-            INSTANCE_LOSSES.bind(choice.name, choice.instance_loss or {})
-        elif choice.instance_loss != {}:
+        for name in ("dim", "n_classes"):
+            if name in choice.args:
+                message = (
+                    f"{name} of aggregator {choice.name!r} follows from the data: leave it out"
+                )
+                raise InputError(message)
+        if choice.name not in INSTANCE_LOSSES and choice.instance_loss != {}:
             message = (
                 f"mil.aggregators: {choice.name!r} has no instance loss to set or to switch off "
                 f"(those that have one: {', '.join(INSTANCE_LOSSES) or 'none'})"
             )
             raise InputError(message)
+        with torch.random.fork_rng([]):
+            model = create(choice.name, dim=8, n_classes=2, **choice.args)
+            create_loss(choice.name, model, **(choice.instance_loss or {}))
     for vote in settings.votes:
         check_vote(vote.name, **vote.args)
 
@@ -82,7 +88,7 @@ def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric
         seed = derive(config.seed, "aggregator", *names)
         torch.manual_seed(seed)
         model = new_aggregator(config, choice, bags.dim, len(fold.classes))
-        model.standardise(features[fold.rows("train")])
+        model.standardise(features, fold.rows("train"))
         loss = choice.instance_loss
         objective = Objective(
             model,

@@ -112,8 +112,8 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", show_default=False)],
     json: Json = False,
 ) -> None:
-    """Classify new slides, each a folder of tiles, by the models of all folds."""
-    from mil.predict import predict_new
+    """Classify new slides (folders of tiles, or feature files) by the models of all folds."""
+    from mil.new_slides import predict_new
 
     records = predict_new(run, stored(run), inputs)
     if json:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mil.cli_splits import Columns, Json, columns_of
-from mil.terminal import print_json, print_table, screen
+from mil.cli_splits import Columns, Json, Run, columns_of
+from mil.terminal import print_json, print_table, say_warning, screen
 
 __all__ = ["VERBS"]
 
@@ -62,4 +62,27 @@ def _show(result: dict[str, Any]) -> None:
         print_table("Findings", ("severity", "kind", "what"), found)
 
 
-VERBS = (verify,)
+def export(
+    run: Run,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="trident, clam-h5, clam-pt, stamp, torchmil, slideflow or npz.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="New folder.", show_default=False)],
+    fold: Fold = None,
+) -> None:
+    """The features of a run as another tool's files."""
+    from mil.features.export import export as write
+
+    with screen() as view:
+        done = write(run, kind, out, fold=fold, progress=view.progress)
+    typer.echo(f"{done.n_slides} slides for {kind} -> {out}")
+    for note in done.notes:
+        say_warning(note, "note")
+
+
+VERBS = (verify, export)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from mil.phantom import Phantom
+from mil.config_data import Data, Identity, Section, Split, changed
 
 __all__ = [
     "Aggregator",
@@ -32,109 +32,7 @@ __all__ = [
 _LORA_RANK = 8
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
-    )
-
-
-class Data(_Section):
-    """Where the tiles are and what their label is."""
-
-    root: Path | None = None
-    """Folder of images. Leave empty with ``phantom``."""
-    phantom: Phantom | None = None
-    """Generate the phantom cohort into the run folder and use it."""
-    label: str = "folder"
-    """``folder``, ``none`` (the manifest brings labels), or a regex with ``(?P<label>...)``."""
-    classes: tuple[str, ...] | None = None
-    """Keep only these labels, in this order; other tiles go to ``skipped.csv``."""
-    tile_px: PositiveInt | None = None
-    """Cut every image into squares of this size; coordinates are kept."""
-    mixed_sizes: Literal["skip", "resize"] = "skip"
-    """What happens to tiles that differ from the most frequent size."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Data:
-        if (self.root is None) == (self.phantom is None):
-            message = "give either data.root (a folder of images) or data.phantom, one of the two"
-            raise ValueError(message)
-        return self
-
-
-class Identity(_Section):
-    """How tiles get their slide, patient and site."""
-
-    rule: str = "auto"
-    """``auto``, the name of a grammar, or a regex with ``(?P<slide>...)``."""
-    manifest: Path | None = None
-    """Table with a path, slide or patient and any of site, label, tile_label, x_px, y_px, mpp."""
-    columns: Mapping[str, str] = Field(default_factory=dict)
-    """Columns of the manifest that are not recognised: ``{slide_id: Biopsy, path: Bild}``."""
-    patients: Path | None = None
-    """Table of patients joined to the manifest (STAMP's clinical table beside its slide table)."""
-    sites: Path | None = None
-    """Table of site code and institution: sites of one institution become one."""
-    content: bool = True
-    """Look for copies, overlaps and seams in the pixels."""
-    embedding: Path | Literal["encoder"] | None = None
-    """More soft evidence where ids are missing: a file of features of all tiles (npz, parquet or
-    npy), or ``encoder``: the published weights of ``encoder`` on the RGB pixels."""
-
-    @model_validator(mode="after")
-    def _embedding_needs_content(self) -> Identity:
-        if self.embedding is not None and not self.content:
-            message = "identity.embedding is soft evidence beside pixels: set identity.content=true"
-            raise ValueError(message)
-        return self
-
-
-class Split(_Section):
-    """How groups are dealt to folds."""
-
-    method: Literal["kfold", "holdout", "leave-one-site-out"] = "kfold"
-    """``kfold``: every slide is tested once. ``holdout``: one fold by ``ratios``.
-    ``leave-one-site-out``: one fold a site; needs ``unit=site``."""
-    folds: int = Field(5, ge=2)
-    """Folds of ``kfold``."""
-    repeats: PositiveInt = 1
-    """Times that ``kfold`` is dealt anew. A run trains and tests one repeat: for more, take
-    ``slidewise split`` alone."""
-    inner: int | None = Field(None, ge=2)
-    """Folds within each fold of ``kfold``, for your own selection: ``split_inner.csv``."""
-    val_share: float = Field(0.2, gt=0, lt=1)
-    """Share of a fold's non-test slides that validate."""
-    ratios: tuple[float, float, float] = (0.7, 0.15, 0.15)
-    """Train, val and test shares of ``holdout``."""
-    unit: Literal["patient", "slide", "site"] = "patient"
-    """What is never cut; with ``site``, k-fold is site-preserved."""
-    balance: tuple[Literal["label", "tissue", "site", "tiles", "stain"], ...] = (
-        "label",
-        "tiles",
-    )
-    """What is balanced over folds and parts."""
-    tissue_types: int = Field(6, ge=2, le=20)
-    """Types of tissue that ``tissue`` balances, beside background."""
-    label_policy: Literal["slide", "majority", "max", "reject"] = "slide"
-    """What counts where the slides of a patient differ in label: each its own, the commonest for
-    all, the highest for all, or nothing until the table is corrected."""
-    label_order: tuple[str, ...] | None = None
-    """Classes from lowest to highest, for ``max`` and ties of ``majority``; numbers need none."""
-    seed: int = 0
-    """Seed of the search."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Split:
-        if self.method == "leave-one-site-out" and self.unit != "site":
-            message = f"split.method=leave-one-site-out needs split.unit=site, not {self.unit}"
-            raise ValueError(message)
-        if self.method != "kfold" and (self.repeats > 1 or self.inner is not None):
-            message = f"split.repeats and split.inner belong to kfold, not to {self.method}"
-            raise ValueError(message)
-        return self
-
-
-class Stain(_Section):
+class Stain(Section):
     """How RGB becomes hematoxylin and eosin."""
 
     method: Literal["macenko", "vahadane", "ruifrok", "macenko_tile", "reinhard", "none"] = (
@@ -145,7 +43,7 @@ class Stain(_Section):
     ``encoder.channels=rgb``: ``reinhard`` brings slides to one colour, ``none`` does nothing."""
 
 
-class Encoder(_Section):
+class Encoder(Section):
     """The tile encoder and what it sees."""
 
     name: str = "resnet18"
@@ -202,7 +100,7 @@ class Encoder(_Section):
         return self
 
 
-class Choice(_Section):
+class Choice(Section):
     """A component by name, with its arguments."""
 
     name: str
@@ -211,7 +109,7 @@ class Choice(_Section):
     """Its arguments."""
 
 
-class Augment(_Section):
+class Augment(Section):
     """Random views of a training tile, each from a seed of its own."""
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -241,7 +139,7 @@ class Augment(_Section):
         return self
 
 
-class Train(_Section):
+class Train(Section):
     """Training of the tile encoder."""
 
     epochs: PositiveInt = 20
@@ -280,7 +178,7 @@ class Aggregator(Choice):
     """Arguments of the loss on tiles that belongs to the method; null trains without it."""
 
 
-class Mil(_Section):
+class Mil(Section):
     """Training of the slide aggregators."""
 
     aggregators: tuple[Aggregator, ...] = (
@@ -320,14 +218,14 @@ class Mil(_Section):
     """Share of the epochs before one may be kept: few slides can favour an untrained epoch."""
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     """Intervals."""
 
     bootstrap: PositiveInt = 2000
     """Bootstrap draws over patients."""
 
 
-class Compute(_Section):
+class Compute(Section):
     """Machine."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -353,7 +251,7 @@ class Compute(_Section):
     """Folder of caches that runs share, each found by its content; None: in the run folder."""
 
 
-class Config(_Section):
+class Config(Section):
     """One experiment."""
 
     data: Data
@@ -376,6 +274,22 @@ class Config(_Section):
     """Machine."""
     seed: int = 0
     """Seed of everything but the split."""
+
+    @model_validator(mode="after")
+    def _features_have_no_pixels(self) -> Config:
+        if self.data.features is None:
+            return self
+        idle = [name for name in ("identity", "stain", "encoder") if changed(getattr(self, name))]
+        idle += [f"train.{name}" for name in [changed(self.train, kept={"crossfit"})] if name]
+        idle += [
+            f"split.balance={name}" for name in self.split.balance if name in ("tissue", "stain")
+        ]
+        if any(vote.name == "quality_vote" for vote in self.mil.votes):
+            idle.append("mil.votes=quality_vote")
+        if idle:
+            message = f"{idle[0]} needs pixels and has no effect with data.features: leave it out"
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _channels_need_stain(self) -> Config:

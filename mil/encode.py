@@ -25,6 +25,7 @@ from mil.devices import memory
 from mil.encoders import TileEncoder, create
 from mil.encoders.inference import Reader, fast
 from mil.encoders.weights import origin_digest
+from mil.features.cohort import MATRIX
 from mil.pixels import Tiles
 from mil.prepare import EMBEDDING, Progress, data_root, read_tiles, scanned_table
 from splits.artifacts import (
@@ -44,6 +45,7 @@ __all__ = [
     "embed_scanned",
     "features",
     "fold_meta",
+    "given_features",
     "read_features",
     "reader",
     "write_scores",
@@ -174,6 +176,20 @@ def features(
         partial.replace(path)
         _enter(run, key, card, digests)
     fabric.barrier()
+
+
+def given_features(run: Path, key: str, card: dict[str, Any], digests: dict[str, str]) -> None:
+    """``features/fold<key>.npy`` of a run that began with features: one matrix for all folds.
+
+    Args:
+        run: Run folder.
+        key: The number of the fold.
+        card: As for :func:`features`.
+        digests: Of the tile table, which covers every value.
+    """
+    if not are_current(run, key, digests):
+        _link(run / MATRIX, _file(run, key))
+        _enter(run, key, card, digests)
 
 
 def write_scores(

@@ -19,7 +19,8 @@ from mil.checkpoint import load_weights
 from mil.config import Choice, Config
 from mil.data.store import Features
 from mil.encoders import TileEncoder, create
-from splits.artifacts import file_digest
+from mil.encoders.given import Given
+from splits.artifacts import file_digest, read_json
 from splits.errors import InputError
 
 __all__ = [
@@ -56,11 +57,22 @@ class Said(NamedTuple):
     contributions: Matrix | None = None
 
 
-def new_encoder(config: Config, classes: Sequence[str], *, load_weights: bool) -> TileEncoder:
-    """The encoder of a config: with published weights, or empty to be filled from a run."""
+def new_encoder(
+    config: Config, classes: Sequence[str], *, load_weights: bool, dim: int = 0
+) -> TileEncoder:
+    """The encoder of a config: with published weights, or empty to be filled from a run.
+
+    Args:
+        config: Of the run.
+        classes: Of the tile classifier.
+        load_weights: Load the published weights.
+        dim: Of features that come from files, where there is no network (``data.features``).
+    """
     settings = config.encoder
     # Random weights follow from the seed, the same in every fold.
     torch.manual_seed(config.seed)
+    if config.data.features is not None:
+        return Given(dim, len(classes))
     return create(
         settings.name,
         channels=settings.channels,
@@ -143,8 +155,10 @@ class Models:
         Raises:
             InputError: The fold was not trained, or its weights do not fit the config.
         """
-        encoder = new_encoder(config, classes, load_weights=False)
-        load_weights(encoder, _encoder_file(run, fold))
+        file = _encoder_file(run, fold)
+        dim = read_json(file.with_name("card.json"))["dim"]
+        encoder = new_encoder(config, classes, load_weights=False, dim=dim)
+        load_weights(encoder, file)
         crossfit = config.train.crossfit is not None
         dim, n_classes = (len(classes) if crossfit else encoder.dim), len(classes)
         aggregators: dict[str, list[Aggregator]] = {}

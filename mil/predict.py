@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
-from mil import devices, encode, tissue
+from mil import encode, tissue
 from mil.aggregators.voting import Votes
 from mil.cohort import Fold, folds_of, positions_of
 from mil.config import Config
 from mil.data.bags import Bags, Batch
-from mil.data.context import name_positions
-from mil.data.positions import grid_positions
-from mil.models import Matrix, Models, Said, ensemble, weights_digests
-from mil.pixels import new_pixels
-from mil.stain.slides import fit_stains
+from mil.models import Matrix, Models, Said, weights_digests
 from splits.artifacts import digest, digests_of, is_current, write_table
-from splits.scan import list_folder, scan
 
-__all__ = ["predict_new", "predict_run"]
+__all__ = ["predict_run"]
 
 _TILE = ["tile_id", "slide_id", "fold", "part", "method"]
 _ATTENTION = [*_TILE, "attention"]
@@ -49,6 +42,7 @@ def predict_run(run: Path, config: Config) -> None:
         "identity": folds[0].identity,
         "split": folds[0].split,
         "models": digest(weights_digests(run, config, [fold.number for fold in folds])),
+        "bags": config.mil.bags,
         "votes": digest([votes, quality is not None and digests_of(run / "tissue.parquet")]),
     }
     # attention.parquet is written last: with it, all four are there.
@@ -171,76 +165,6 @@ def _quality(run: Path, config: Config) -> Matrix | None:
         return None
     # Both tables are sorted by tile.
     return tissue.quality(tissue.tissue_types(run, config))
-
-
-def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Classify new slides, each a folder of tiles, by the mean over folds and seeds.
-
-    Returns:
-        One record an input and method: ``slide, n_tiles, method, predicted, probabilities`` and,
-        where the method weighs tiles, ``attention`` (tile -> weight). Tiles that could not be used
-        are listed under ``skipped``.
-
-    Raises:
-        InputError: A folder without a usable tile, or a run without trained models.
-    """
-    fabric = devices.fabric(config.compute, processes=1)
-    folds = list(folds_of(run, config))
-    everyone = [Models.load(run, config, fold.number, fold.classes) for fold in folds]
-    classes = folds[0].classes
-    records = []
-    for folder in inputs:
-        table, skipped = scan(
-            list_folder(folder),
-            label="none",
-            tile_px=config.data.tile_px,
-            mixed_sizes=config.data.mixed_sizes,
-        )
-        table["slide_id"] = folder.resolve().name
-        table, positions = name_positions(table), None
-        if everyone[0].take_positions:
-            found = [*grid_positions(table).values()]
-            positions = torch.from_numpy(found[0]) if found else None
-        pixels, quality = _pixels(folder, table, config)
-        answers: dict[str, list[Said]] = {}
-        for models in everyone:
-            embedder = encode.reader(models.encoder, config, fabric)
-            x = encode.embed(embedder, pixels, config.compute.encode_batch)
-            offsets = torch.tensor([0, len(x)])
-            of_methods = models.slides(
-                torch.from_numpy(x), offsets, positions=positions, quality=quality
-            )
-            for method, of_fold in of_methods.items():
-                answers.setdefault(method, []).append(of_fold)
-        for method, answer in answers.items():
-            said = ensemble(answer)
-            share = said.votes.probabilities[0]
-            record: dict[str, Any] = {
-                "slide": str(folder),
-                "n_tiles": len(table),
-                "method": method,
-                "predicted": classes[int(said.votes.predicted[0])],
-                "probabilities": dict(zip(classes, share.tolist(), strict=True)),
-                "skipped": [{"id": name, "cause": cause} for _, name, cause in skipped],
-            }
-            if said.attention is not None:
-                weights = said.attention.tolist()
-                record["attention"] = dict(zip(table["tile_id"], weights, strict=True))
-            records.append(record)
-    return records
-
-
-def _pixels(
-    folder: Path, table: pd.DataFrame, config: Config
-) -> tuple[npt.NDArray[np.uint8], Matrix | None]:
-    """What the encoder sees of a new slide, ``(n_tiles, n_channels, size, size)``; tile quality."""
-    fit = partial(fit_stains, folder, table, size_px=config.encoder.resize_px, seed=config.seed)
-    stains = fit(config.stain.method)
-    quality = None
-    if any(vote.name == "quality_vote" for vote in config.mil.votes):
-        fits = fit("macenko") if stains is None else stains
-        quality = tissue.quality(tissue.measure_all(folder, table, fits, config.compute.threads))
-    return new_pixels(folder, table, stains, config)[:], quality
 
 
 def _frame(

@@ -24,6 +24,7 @@ __all__ = [
     "check_tiles",
     "class_names",
     "content_digest",
+    "ends",
     "extremes",
     "method_names",
     "read_attention",
@@ -153,15 +154,31 @@ def extremes(run: Path, method: str, n: int = 5) -> pd.DataFrame:
             raise unknown(
                 kind="method that weighs tiles", given=method, allowed=set(attention["method"])
             )
-    scores = scores.rename(columns={measure: "score"})
-    parts = []
-    for _, bag in scores.groupby("slide_id", sort=True):
-        ranked = bag.sort_values(["score", "tile_id"], ascending=[False, True])
-        ends = {"bottom": ranked.iloc[n:].iloc[::-1].head(n), "top": ranked.head(n)}
-        for end, tiles in ends.items():
-            parts.append(tiles.assign(end=end, rank=np.arange(1, len(tiles) + 1), measure=measure))
-    columns = ["slide_id", "end", "rank", "tile_id", "score", "measure"]
-    return pd.concat(parts, ignore_index=True)[columns]
+    bags = scores.groupby("slide_id", sort=True)
+    found = pd.concat([ends(bag, measure, n) for _, bag in bags], ignore_index=True)
+    found = found.rename(columns={measure: "score"}).assign(measure=measure)
+    return found[["slide_id", "end", "rank", "tile_id", "score", "measure"]]
+
+
+def ends(bag: pd.DataFrame, measure: str, n: int) -> pd.DataFrame:
+    """The tiles of one slide at both ends of a measure, as :func:`extremes` lists them.
+
+    Args:
+        bag: ``tile_id`` and the measure, a row a tile.
+        measure: Column to go by.
+        n: Tiles at each end.
+
+    Returns:
+        These rows with ``end`` and ``rank``, the bottom first.
+    """
+    ranked = bag.sort_values([measure, "tile_id"], ascending=[False, True])
+    bottom, top = ranked.iloc[n:].iloc[::-1].head(n), ranked.head(n)
+    return pd.concat(
+        [
+            tiles.assign(end=end, rank=np.arange(1, len(tiles) + 1))
+            for end, tiles in (("bottom", bottom), ("top", top))
+        ]
+    )
 
 
 def class_names(table: pd.DataFrame) -> list[str]:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from mil import phantom
 from mil.config import Config, Split
+from mil.features import cohort as feature_cohort
 from splits import folds, formats, labels, ledger, slide_table, tiles
 from splits import split as splitting
 from splits.artifacts import (
@@ -52,6 +53,7 @@ __all__ = [
     "scanned_table",
     "split",
     "split_table",
+    "tile_reader",
 ]
 
 EMBEDDING = Path("cache", "embedding.npz")
@@ -61,8 +63,20 @@ Progress = Callable[[str, int], Callable[[int], object]]
 
 
 def data_root(run: Path, config: Config) -> Path:
-    """The folder that tile ids are relative to."""
+    """The folder that tile ids are relative to.
+
+    Raises:
+        InputError: The run began with features.
+    """
+    if config.data.features is not None:
+        message = f"{run} began with features: there are no pixels (data.root names a folder)"
+        raise InputError(message)
     return config.data.root if config.data.root is not None else run / "phantom" / "tiles"
+
+
+def tile_reader(run: Path, config: Config) -> Callable[[str], npt.NDArray[np.uint8]] | None:
+    """Gives the pixels (H, W, 3) of a tile id; None where the run began with features."""
+    return None if config.data.features is not None else partial(read_tile, data_root(run, config))
 
 
 def manifest_of(run: Path, config: Config) -> Path | None:
@@ -74,6 +88,9 @@ def manifest_of(run: Path, config: Config) -> Path | None:
 
 def scan(run: Path, config: Config, progress: Progress | None = None) -> None:
     """Folder -> ``tiles.parquet`` (identity still null) and the ledger of what was left out."""
+    if config.data.features is not None:
+        feature_cohort.bring_in(run, config.data, progress)
+        return
     if config.data.phantom is not None:
         phantom.generate(config.data.phantom, run / "phantom")
     listing = list_folder(data_root(run, config))
@@ -102,9 +119,7 @@ def identify(
     scanned = scanned_table(run)
     table = read_table(scanned)
     given, manifest = config.identity, manifest_of(run, config)
-    features = given.embedding
-    if features == "encoder":
-        features = run / EMBEDDING
+    features = run / EMBEDDING if given.embedding == "encoder" else given.embedding
     files = (manifest, given.patients, given.sites, features, truth)
     settings = {
         "identity": given.model_dump(mode="json"),
@@ -119,9 +134,37 @@ def identify(
         run / "tiles.parquet"
     ):
         return read_json(run / "identity.json")
+    if config.data.features is not None:
+        if truth is not None:
+            message = "a truth scores ids that were reconstructed; a run of features declares them"
+            raise InputError(message)
+        identified, report = feature_cohort.declared(run, table, config.split.unit)
+    else:
+        identified, report = _identified(run, config, table, truth, features, progress)
+    identified, report["labels"] = _settle_labels(identified, config)
+    digests_table = {
+        **digests_of(scanned),
+        "pixels": tiles.pixels_digest(identified),
+        "identity": tiles.identity_digest(identified),
+    }
+    write_table(run / "tiles.parquet", identified, digests_table)
+    write_json(run / "identity.json", report, digests)
+    return read_json(run / "identity.json")
+
+
+def _identified(
+    run: Path,
+    config: Config,
+    table: pd.DataFrame,
+    truth: Path | None,
+    features: Path | None,
+    progress: Progress | None,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Identity from manifest, names and pixels, and the ledger of what it left out."""
+    given, manifest = config.identity, manifest_of(run, config)
     embedding = None
     if features is not None:
-        embedding = embeddings.read(Path(features), table["tile_id"].tolist())
+        embedding = embeddings.read(features, table["tile_id"].tolist())
     evidence = _evidence(run, config, table, progress)
     identified, report = identify_tiles(
         table,
@@ -144,15 +187,7 @@ def identify(
         for name, label in report.pop("other_classes")
     ]
     ledger.record(run, "identify", left)
-    identified, report["labels"] = _settle_labels(identified, config)
-    digests_table = {
-        **digests_of(scanned),
-        "pixels": tiles.pixels_digest(identified),
-        "identity": tiles.identity_digest(identified),
-    }
-    write_table(run / "tiles.parquet", identified, digests_table)
-    write_json(run / "identity.json", report, digests)
-    return read_json(run / "identity.json")
+    return identified, report
 
 
 def scanned_table(run: Path) -> Path:

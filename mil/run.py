@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from lightning_fabric import Fabric
 
 from mil import auditing, devices, evaluate, predict, prepare, report, settings, tissue, train
 from mil.config import Config, Data, Encoder, Split, Train
+from mil.features import cohort as feature_cohort
 from mil.phantom import Phantom
 from mil.pixels import Pixels, pixels
 from mil.report.audit import audit_run
@@ -17,7 +17,6 @@ from mil.report.identity import identify_run
 from mil.stain.quality import summary
 from mil.stain.slides import stain_table
 from splits.artifacts import digest, digests_of, is_current
-from splits.images import read_tile
 
 __all__ = ["demo_config", "evaluate_run", "report_run", "run", "train_run"]
 
@@ -54,6 +53,8 @@ def train_run(
 def _prepare(path: Path, config: Config, say: Say, progress: prepare.Progress | None) -> None:
     settings.save(config, path / "config.yaml")
     prepare.scan(path, config, progress)
+    if config.data.features is not None:
+        say(feature_cohort.told(path))
     identity = identify_run(path, config, progress=progress)
     say(f"identity: grade {identity['grade']} ({identity['reason']})")
     prepare.split(path, config, tissue.amounts(path, config, progress))
@@ -66,8 +67,10 @@ def _train(
 ) -> None:
     """One process makes the pixels and trains the aggregators, all train the encoders."""
 
-    def pixels_first() -> Pixels:
+    def pixels_first() -> Pixels | None:
         auditing.audit(path, config)
+        if config.data.features is not None:
+            return None
         seen = pixels(path, config, progress, say)
         if config.stain.method != "none" and (doubts := summary(stain_table(path, config))):
             say(f"stain: {doubts}")
@@ -81,7 +84,9 @@ def _train(
     said = say if fabric.is_global_zero else _silent
     # The other processes open what the first has made.
     with devices.said_once(fabric):
-        train.encoders(path, config, made or pixels(path, config), fabric, said)
+        if made is None and config.data.features is None:
+            made = pixels(path, config)
+        train.encoders(path, config, made, fabric, said)
     devices.first(fabric, aggregators)
 
 
@@ -104,8 +109,7 @@ def evaluate_run(path: Path, config: Config) -> None:
 
 def report_run(path: Path, config: Config) -> Path:
     """``report.html`` from the tables of the run."""
-    root = prepare.data_root(path, config)
-    return report.build(path, data_root=root, read_tile=partial(read_tile, root))
+    return report.build(path, data_root=None, read_tile=prepare.tile_reader(path, config))
 
 
 def demo_config() -> Config:

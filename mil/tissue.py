@@ -196,12 +196,13 @@ def measure_all(
 
 
 def quality(features: pd.DataFrame) -> Floats:
-    """How much a tile has to say: its share of tissue, 0 where that is below 5 %, ``(n_tiles,)``.
+    """0 for a blank tile, with less than 5 % tissue, and 1 for all others, ``(n_tiles,)``.
 
-    What the stain fit flags is a matter of whole slides and would not tell their tiles apart.
+    Not the share itself: lumina and fat are gaps, too, and say as much as solid tissue does. What
+    the stain fit flags is a matter of whole slides and would not tell their tiles apart.
     """
     share = features["tissue_share"].to_numpy(dtype=np.float64)
-    return np.where(share >= _MIN_TISSUE, share.clip(0, 1), 0.0)
+    return np.where(share >= _MIN_TISSUE, 1.0, 0.0)
 
 
 def tissue_types(run: Path, config: Config, progress: Progress | None = None) -> pd.DataFrame:

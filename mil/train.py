@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +22,18 @@ from mil.config import Config
 from mil.data.store import Features
 from mil.encoders import TileEncoder, check_name
 from mil.encoders.weights import origin_digest
+from mil.features.cohort import SOURCE, UNKNOWN
 from mil.models import log_probabilities, new_encoder
-from mil.pixels import Pixels
-from mil.seeds import derive
+from mil.pixels import Pixels, Tiles
+from mil.seeds import derive, generator
 from mil.tile_training import fit_encoder, slide_weights, tile_logits
-from splits.artifacts import digest, write_json
+from splits.artifacts import digest, read_json, write_json
 from splits.errors import InputError
 from splits.splitter import BalancedGroupKFold
 
 __all__ = ["aggregators", "check", "encoders"]
+
+_PROBE_TILES: Final = 50_000
 
 Say = Callable[[str], object]
 Rows = npt.NDArray[np.int64]
@@ -61,7 +64,9 @@ def check(config: Config) -> None:
         raise InputError(message)
 
 
-def encoders(run: Path, config: Config, seen: Pixels, fabric: Fabric, say: Say = print) -> None:
+def encoders(
+    run: Path, config: Config, seen: Pixels | None, fabric: Fabric, say: Say = print
+) -> None:
     """Train (or, frozen, probe) the tile encoder of every fold and write its features.
 
     With ``train.crossfit`` also the encoders that tell the aggregators what a tile looks like to
@@ -70,7 +75,8 @@ def encoders(run: Path, config: Config, seen: Pixels, fabric: Fabric, say: Say =
     Args:
         run: Run folder.
         config: Its configuration.
-        seen: The tiles as the encoder sees them.
+        seen: The tiles as the encoder sees them; None where features come from files, which are
+            taken as those of a frozen encoder.
         fabric: Device, precision and processes.
         say: Called with one line a finished step.
     """
@@ -107,42 +113,59 @@ class _Encoders:
 
     run: Path
     config: Config
-    seen: Pixels
+    seen: Pixels | None
     fabric: Fabric
     say: Say
     network: str  # digest of it and of its published weights
 
+    @property
+    def frozen(self) -> bool:
+        """Whether only the tile classifier is fitted."""
+        return self.seen is None or self.config.encoder.frozen
+
+    @property
+    def tiles(self) -> Tiles:
+        """What an encoder is trained on."""
+        if self.seen is None:
+            message = f"{self.run} began with features: there are no pixels to train an encoder on"
+            raise InputError(message)
+        return self.seen.tiles
+
     def of_fold(self, fold: Fold) -> None:
         """The encoder of a fold, and what it makes of every tile."""
-        run, key, frozen = self.run, str(fold.number), self.config.encoder.frozen
-        base = {
-            "identity": fold.identity,
-            "pixels": self.seen.digest,
-            "encoder": self.network,
-        }
+        run, key, frozen = self.run, str(fold.number), self.frozen
+        base = {"identity": fold.identity, "encoder": self.network}
+        if self.seen is not None:
+            base["pixels"] = self.seen.digest
         of_weights = {**base, "training": self._training(fold, key)}
         of_features = base if frozen else of_weights
         folder = run / "encoder" / f"fold{key}"
         if is_finished(folder, of_weights) and encode.are_current(run, key, of_features):
             return
-        encoder = new_encoder(self.config, fold.classes, load_weights=True)
-        card = self._card(fold, encoder)
+        source = None if self.seen is not None else read_json(run / SOURCE)
+        dim = 0 if source is None else source["dim"]
+        encoder = new_encoder(self.config, fold.classes, load_weights=True, dim=dim)
+        card = self._card(fold, encoder, source)
         if not frozen:
             self._fine_tune(encoder, fold, key, card, of_weights)
-        encode.features(
-            run,
-            self.config,
-            key,
-            encoder,
-            self.seen.tiles,
-            self.fabric,
-            self.say,
-            card,
-            of_features,
-        )
+        if source is None:
+            encode.features(
+                run,
+                self.config,
+                key,
+                encoder,
+                self.tiles,
+                self.fabric,
+                self.say,
+                card,
+                of_features,
+            )
+        elif self.fabric.is_global_zero:
+            encode.given_features(run, key, card, of_features)
         if frozen:
             if self.fabric.is_global_zero:
-                _probe(encoder, fold, encode.read_features(run, key, unseen=fold.unseen))
+                features = encode.read_features(run, key, unseen=fold.unseen)
+                _probe(encoder, fold, features, self.config.seed)
                 save_weights(encoder, folder / "model.safetensors")
                 head = {**card, "head_saw": fold.slides["train"]}
                 write_json(folder / "card.json", head, of_weights)
@@ -167,15 +190,16 @@ class _Encoders:
         if encode.are_current(run, key, digests):
             return
         features = encode.read_features(run, of_fold, unseen=fold.unseen)
-        encoder = new_encoder(config, fold.classes, load_weights=False)
+        dim = features.shape[1]
+        encoder = new_encoder(config, fold.classes, load_weights=False, dim=dim)
         load_weights(encoder, run / "encoder" / f"fold{of_fold}" / "model.safetensors")
         scores = log_probabilities(encoder, features)
         for number, (rest, held) in enumerate(parts):
             part = replace(fold, slides={**fold.slides, "train": rest, "test": held})
             judged = part.rows("test")
-            encoder = new_encoder(config, fold.classes, load_weights=not config.encoder.frozen)
-            if config.encoder.frozen:
-                _probe(encoder, part, features)
+            encoder = new_encoder(config, fold.classes, load_weights=not self.frozen, dim=dim)
+            if self.frozen:
+                _probe(encoder, part, features, config.seed)
                 scores[judged] = log_probabilities(encoder, features[judged])
                 continue
             name = f"{key}{number}"
@@ -192,7 +216,7 @@ class _Encoders:
         encoder.eval().to(self.fabric.device)
         with torch.inference_mode(), self.fabric.autocast():
             image_px = self.config.encoder.image_px
-            logits = tile_logits(encoder, self.seen.tiles, rows, image_px, self.fabric)
+            logits = tile_logits(encoder, self.tiles, rows, image_px, self.fabric)
         said: npt.NDArray[np.float32] = F.log_softmax(logits, dim=1).numpy()
         return said
 
@@ -209,7 +233,7 @@ class _Encoders:
             self.run / "encoder" / f"fold{key}",
             self.config,
             fold,
-            self.seen.tiles,
+            self.tiles,
             self.fabric,
             seed=derive(self.config.seed, "encoder", key),
             card=card,
@@ -220,13 +244,25 @@ class _Encoders:
     def _training(self, fold: Fold, key: str) -> str:
         """Digest of what the weights of an encoder depend on beside its input."""
         made_from: list[Any] = [fold.split, fold.slides["train"], key, self.config.seed]
-        if not self.config.encoder.frozen:
+        if not self.frozen:
             # Neither crossfit nor TensorBoard changes a weight.
             own = {"crossfit", "tensorboard"}
             made_from.append(self.config.train.model_dump(mode="json", exclude=own))
         return digest(made_from)
 
-    def _card(self, fold: Fold, encoder: TileEncoder) -> dict[str, Any]:
+    def _card(
+        self, fold: Fold, encoder: TileEncoder, source: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        if source is not None:
+            seen = source["encoder_saw"]
+            return {
+                "encoder": {"name": ", ".join(source["encoders"]), "files": source["path"]},
+                "classes": fold.classes,
+                "dim": encoder.dim,
+                # Unknown counts as none, or no features of others could be used at all.
+                "slides_seen": [] if seen == UNKNOWN else seen,
+                "encoder_saw": seen,
+            }
         frozen = self.config.encoder.frozen
         return {
             "encoder": self.config.encoder.model_dump(mode="json"),
@@ -251,13 +287,14 @@ def _parts(fold: Fold, n_parts: int, seed: int) -> list[tuple[list[str], list[st
     return [(sorted(slides[rest]), sorted(slides[held])) for rest, held in deals]
 
 
-def _probe(encoder: TileEncoder, fold: Fold, features: Features) -> None:
+def _probe(encoder: TileEncoder, fold: Fold, features: Features, seed: int) -> None:
     """Fit the linear tile classifier of a frozen encoder on training slides.
 
     Logistic regression on standardised features at scikit-learn's default strength: nothing is
-    tuned, so validation slides stay unseen.
+    tuned, so validation slides stay unseen. Of very many tiles as many of each slide are drawn as
+    keep them at ``_PROBE_TILES``; each slide weighs the same either way.
     """
-    rows = fold.rows("train")
+    rows = _drawn(fold, seed)
     x = np.asarray(features[rows], dtype=np.float64)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / std
@@ -270,3 +307,17 @@ def _probe(encoder: TileEncoder, fold: Fold, features: Features) -> None:
     with torch.no_grad():
         encoder.head.weight.copy_(torch.from_numpy(weight))
         encoder.head.bias.copy_(torch.from_numpy(bias - weight @ mean))
+
+
+def _drawn(fold: Fold, seed: int) -> Rows:
+    """Training rows, ascending: all, or an even number of each slide where they are too many."""
+    rows = fold.rows("train")
+    if len(rows) <= _PROBE_TILES:
+        return rows
+    slides = fold.slides["train"]
+    most = max(_PROBE_TILES // len(slides), 1)
+    parts = [
+        generator(seed, "probe", name).permutation(fold.rows_by_slide[name])[:most]
+        for name in slides
+    ]
+    return np.sort(np.concatenate(parts))

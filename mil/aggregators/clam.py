@@ -176,8 +176,9 @@ class ClusterLoss(InstanceLoss):
 
     Deviations: a bag of n tiles gives at most ``n // 2`` tiles to each side, so that no tile is
     called both and a bag of one tile has no loss (the authors' code fails below ``k`` tiles and
-    takes tiles twice below ``2 k``). Where a batch streams in chunks, picked tiles draw a dropout
-    of their own; elsewhere they are the very rows that were pooled.
+    takes tiles twice below ``2 k``). Of tiles with equal attention the order decides, as there.
+    Where a batch streams in chunks, picked tiles draw a dropout of their own; elsewhere they are
+    the very rows that were pooled.
 
     Args:
         aggregator: What the loss is for; gives the width and the number of classes.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,10 @@ __all__ = [
     "check_sizes",
     "linear",
 ]
+
+
+_BLOCK: Final = 4096
+"""Tiles that are read at once to standardise."""
 
 
 class Output(NamedTuple):
@@ -80,13 +84,25 @@ class Aggregator(nn.Module, ABC):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
-    def standardise(self, features: npt.NDArray[np.floating[Any]]) -> None:
-        """Take mean and deviation of each feature from training tiles ``(n_tiles, dim)``.
+    def standardise(
+        self,
+        features: npt.NDArray[np.floating[Any]],
+        rows: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> None:
+        """Take mean and deviation of each feature from training tiles.
 
         They are saved with the weights; before, tiles are taken as they are.
+
+        Args:
+            features: ``(n_tiles, dim)``; a memory map is read in blocks.
+            rows: Which of them train, ``(n,)``; None: all.
         """
-        mean = features.mean(axis=0, dtype=np.float64)
-        std = features.std(axis=0, dtype=np.float64)
+        rows = np.arange(len(features)) if rows is None else rows
+        blocks = np.split(rows, range(_BLOCK, len(rows), _BLOCK))
+        mean = np.sum([features[b].sum(axis=0, dtype=np.float64) for b in blocks], axis=0)
+        mean = mean / len(rows)
+        squares = [np.square(features[b] - mean).sum(axis=0) for b in blocks]
+        std = np.sqrt(np.sum(squares, axis=0) / len(rows))
         self.mean.copy_(torch.from_numpy(mean))
         # A feature that is constant in training says nothing: it must not explode elsewhere.
         self.std.copy_(torch.from_numpy(np.where(std > 1e-3 * std.max(), std, np.inf)))

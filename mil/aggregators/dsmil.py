@@ -32,15 +32,16 @@ class DSMIL(Aggregator):
     ``z_c = sum_k a_kc h_k`` and classifies all classes together by a convolution over them, a
     linear layer on ``(z_1, ..., z_C)``. The first stream learns from :class:`MaxInstanceLoss`.
 
-    Logits are those of the second stream, as the authors' code predicts; the paper's score, and
-    that code with ``--average``, is the mean of both streams.
+    Logits are those of the second stream alone. The authors' first code predicts from it alone,
+    too; the paper, and their later code by default, average the scores of both streams.
 
     Deviations: tiles that share the highest score share the critical place by their mean, where
-    the authors' code takes the first of them; ``<q_k, q_m>`` is divided by the root of
-    ``query_dim``, as in the code and not in the paper; q is linear as in the paper (the code has
-    a hidden layer and a tanh); the linear values ``W_v h`` of the paper are left out, because the
-    layer that follows holds every such product (the code's default leaves them out, too).
-    Without ``hidden`` the given embeddings are taken as they are, as in the paper.
+    the authors' code takes the first of them (and in its first form, for all classes but one, a
+    tile of the wrong index); ``<q_k, q_m>`` is divided by the root of ``query_dim``, as in the code
+    and not in the paper; q is linear as in the paper and the first code (the later one has a hidden
+    layer and a tanh); the linear values ``W_v h`` of the paper are left out, because the layer that
+    follows holds every such product (the later code leaves them out, too). Without ``hidden`` the
+    given embeddings are taken as they are, as in the paper.
 
     As q is linear, ``<q_k, q_m>`` equals ``h_k^T W_q^T q_m`` and a term that softmax cancels: each
     tile is multiplied with one vector a class, not with W_q.

@@ -101,6 +101,8 @@ class Tiles:
     def pick(self, weights: Tensor) -> Tensor:
         """As :meth:`sum`, for weights that are mostly zero: only the other tiles are read.
 
+        Where the batch streams they draw a dropout of their own, as in :meth:`rows`.
+
         Args:
             weights: ``(n_tiles, k)``, without gradient.
 

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from mil.aggregators.contract import AGGREGATORS, Aggregator, Output, check_sizes, linear
-from mil.aggregators.self_attention import SelfAttention, check_heads, join, within_budget
+from mil.aggregators.self_attention import (
+    LayerNorm,
+    SelfAttention,
+    check_heads,
+    join,
+    within_budget,
+)
 
 __all__ = ["Transformer"]
 
@@ -20,7 +26,7 @@ class _Block(nn.Module):
         super().__init__()
         self.attention = SelfAttention(width, n_heads, dropout)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
+            LayerNorm(width),
             linear(width, _MLP * width, activation="relu"),
             nn.GELU(),
             linear(_MLP * width, width),
@@ -97,14 +103,17 @@ class Transformer(Aggregator):
         self.class_token = nn.Parameter(torch.randn(hidden))
         self.blocks = nn.ModuleList(_Block(hidden, n_heads, dropout) for _ in range(n_layers - 1))
         self.last = _Block(hidden, n_heads, dropout)
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = LayerNorm(hidden)
         self.classifier = linear(hidden, n_classes)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Output:
         """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``."""
         embedded = self.tiles(x, offsets, self.embed).map(nn.Identity())  # (n_tiles, hidden)
         tokens = join(self.class_token, embedded, len(offsets) - 1)  # (n_tokens, hidden)
+        streams = len(x) > self.budget
         for block in self.blocks:
-            tokens = within_budget(block, tokens, offsets, streams=len(x) > self.budget)
-        bags, attention = self.last.of_class_token(tokens, offsets)  # (n_bags, hidden), (n_tiles,)
+            tokens = within_budget(block, tokens, offsets, streams=streams)
+        bags, attention = within_budget(
+            self.last.of_class_token, tokens, offsets, streams=streams
+        )  # (n_bags, hidden), (n_tiles,)
         return Output(self.classifier(self.norm(bags)), attention)

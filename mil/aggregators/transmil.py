@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from mil.aggregators.contract import AGGREGATORS, Aggregator, Output, check_sizes, linear
 from mil.aggregators.grid import grid_convolution
 from mil.aggregators.segments import segment_ids
-from mil.aggregators.self_attention import SelfAttention, check_heads, join, within_budget
+from mil.aggregators.self_attention import (
+    LayerNorm,
+    SelfAttention,
+    check_heads,
+    join,
+    within_budget,
+)
 from splits.errors import InputError
 
 __all__ = ["UNKNOWN", "NystromAttention", "TransMIL"]
@@ -46,28 +52,30 @@ class NystromAttention(SelfAttention):
         n_cuts = n_landmarks.bit_length() - 1
         self.register_buffer("directions", torch.randn(width, n_cuts))
 
-    def attend(self, qkv: Tensor, normed: Tensor) -> Tensor:
+    def attend(self, qkv: Tensor, *normed: Tensor) -> Tensor:
         """Attention in one bag ``(n, 3, n_heads, width / n_heads)``, its class token first."""
         if len(qkv) <= self.exact_tiles + 1:
-            return super().attend(qkv, normed)
-        order, bounds = self.cells(normed)
-        # Means, landmarks and their inverse in float32 or wider, also under autocast.
-        wide = qkv[:, :2].flatten(1).to(self.directions.dtype)
-        means = F.embedding_bag(order, wide, bounds, mode="mean", include_last_offset=True)
+            return super().attend(qkv, *normed)
         q, k, v = (one.transpose(0, 1)[None] for one in qkv.unbind(1))  # (1, n_heads, n, d)
-        landmarks = means.view(len(means), 2, self.n_heads, -1)  # (n_landmarks, 2, n_heads, d)
-        at_q, at_k = (one.transpose(0, 1)[None] for one in landmarks.unbind(1))
+        # Landmarks and the inverse of their softmax in float32 or wider, also under autocast.
+        with torch.autocast(qkv.device.type, enabled=False):
+            rows = torch.cat(normed)  # (n, width)
+            order, bounds = self.cells(rows)
+            # Queries and keys are linear in the tokens, and so are their means.
+            means = F.embedding_bag(order, rows, bounds, mode="mean", include_last_offset=True)
+            heads = self.qkv.weight.view(3, self.n_heads, -1, rows.shape[1])[:2]
+            at_q, at_k = torch.einsum("phdw,mw->phmd", heads, means)[:, None]
+            among = (at_q @ at_k.mT * at_q.shape[-1] ** -0.5).softmax(-1)
+            inverse = pseudo_inverse(among)  # (1, n_heads, n_landmarks, n_landmarks)
         gathered = F.scaled_dot_product_attention(at_q.to(v), k, v)  # (1, n_heads, n_landmarks, d)
         with torch.autocast(qkv.device.type, enabled=False):
-            among = (at_q @ at_k.mT * at_q.shape[-1] ** -0.5).softmax(-1)
-            spread = pseudo_inverse(among) @ gathered.to(among)
+            spread = inverse @ gathered.to(inverse)
         mixed = F.scaled_dot_product_attention(q, at_k.to(q), spread.to(q))
         return mixed[0].transpose(0, 1).flatten(1)
 
     def cells(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """Order ``(n,)`` of tokens ``(n, width)`` and bounds ``(n_landmarks + 1,)`` of segments."""
-        with torch.no_grad(), torch.autocast(normed.device.type, enabled=False):
-            return halved(normed.to(self.directions) @ self.directions)
+        return halved((normed @ self.directions).detach())
 
 
 class _PPEG(nn.Module):
@@ -171,7 +179,7 @@ class TransMIL(Aggregator):
         )
         self.ppeg = _PPEG(hidden)
         self.last = SelfAttention(hidden, n_heads, dropout)
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = LayerNorm(hidden)
         self.classifier = linear(hidden, n_classes)
 
     def forward(self, x: Tensor, offsets: Tensor, positions: Tensor | None = None) -> Output:
@@ -198,7 +206,9 @@ class TransMIL(Aggregator):
             parts = torch.split(tokens, [n_bags, len(x), len(tokens) - n_bags - len(x)])
             tiles = self._placed(parts[1], offsets, positions)
             tokens = torch.cat([parts[0], tiles, parts[2]])
-        received, attention = self.last.of_class_token(tokens, offsets)
+        received, attention = within_budget(
+            self.last.of_class_token, tokens, offsets, streams=streams
+        )
         bags = tokens[:n_bags] + received  # (n_bags, hidden)
         return Output(self.classifier(self.norm(bags)), attention)
 

@@ -110,7 +110,7 @@ def quality_vote(
     quality: Given,
     abstain_below: float | None = None,
 ) -> Votes:
-    """A vote counts the quality of its tile, such as its share of tissue; a blank one has none.
+    """A vote counts the quality of its tile; a blank tile has none and does not vote.
 
     Where all tiles of a slide are blank, all of them vote the same.
 

@@ -18,6 +18,7 @@ __all__ = [
     "open_npz",
     "read_npz",
     "read_torchmil",
+    "write_label",
     "write_npz",
     "write_torchmil",
 ]
@@ -140,6 +141,12 @@ def write_torchmil(bag: Bag, folder: Path) -> list[str]:
     if bag.coords is None:
         return ["coordinates are unknown and were left out"]
     return ["torchmil has no place for the frame of coordinates"] if bag.frame else []
+
+
+def write_label(label: int, folder: Path, slide_id: str) -> None:
+    """``labels/<slide>.npy`` of torchmil: the number of the class."""
+    with atomic(folder / "labels" / f"{slide_id}.npy") as path, path.open("wb") as file:
+        np.save(file, np.array([label]), allow_pickle=False)
 
 
 def bags_of_set(path: Path) -> tuple[dict[str, Bag], dict[str, str]]:

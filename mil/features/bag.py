@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -33,7 +33,8 @@ class Bag:
         tile_px: Side of a tile in pixels as the encoder got it; None where unknown.
         centred: ``coords`` are the middle of a tile, not its upper left corner.
         encoder: What the file says of the network that made the features.
-        notes: What a reader should know, in words.
+        notes: What a reader changed or missed, in words.
+        warnings: What its maker should look at, in words.
     """
 
     slide_id: str
@@ -46,7 +47,8 @@ class Bag:
     tile_px: int | None = None
     centred: bool = False
     encoder: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)

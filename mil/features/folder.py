@@ -13,16 +13,18 @@ import numpy as np
 
 from mil.features import arrays, hdf5, ours, tensors
 from mil.features.bag import Bag
-from splits.artifacts import digest
+from splits.artifacts import digest, read_json
 from splits.errors import InputError, unknown
 
-__all__ = ["SUFFIXES", "FeatureFiles", "find"]
+__all__ = ["CARD", "SUFFIXES", "FeatureFiles", "find"]
 
 Read = Callable[[], Bag]
 
 SUFFIXES: Final = (".h5", ".hdf5", ".pt", ".pth", ".npz", ".npy")
 """What a feature file ends in; the id of its slide is its name without it."""
-_KNOWN: Final = frozenset((tensors.CONFIG, "config.json", "labels.csv"))
+CARD: Final = "slidewise.json"
+"""What `mil.features.export` leaves beside its files: the slides that the encoder saw."""
+_KNOWN: Final = frozenset((tensors.CONFIG, CARD))
 _INSIDE: Final = ("h5_files", "pt_files", "features")  # the folders of CLAM and torchmil
 _SHOWN: Final = 3
 
@@ -139,8 +141,16 @@ def _of_folder(path: Path) -> FeatureFiles:
         notes.append(f"{len(others)} other file(s) were not read: {listed}")
     used = [companion for file in files.values() for companion in _beside(file)]
     read = {name: _reader(file, name) for name, file in files.items()}
+    card = (folder.parent if folder.name in _INSIDE else folder) / CARD
+    used += [card] if card.exists() else []
     labels = _labels(folder, files)
-    return FeatureFiles(path, files, labels, None, tuple(notes), _digest(used), read)
+    return FeatureFiles(path, files, labels, _seen(card), tuple(notes), _digest(used), read)
+
+
+def _seen(card: Path) -> list[str] | None:
+    """The slides that the encoder saw, where the files are an export of ours."""
+    seen = read_json(card).get("slides_seen") if card.exists() else None
+    return None if seen is None else [str(name) for name in seen]
 
 
 def _inner(path: Path) -> tuple[Path, list[str]]:

@@ -66,7 +66,10 @@ def label(
     notes += [finding["message"] for finding in matched.findings]
     known = slides["slide_id"].map(matched.mapping)
     without = slides.loc[known.isna(), "slide_id"].tolist()
-    own = slides.assign(slide_id=known).dropna(subset="slide_id")
+    # A slide that is its own patient stays it under the name of its file.
+    alone = slides["patient_id"] == slides["slide_id"]
+    patients = slides["patient_id"].mask(alone, known)
+    own = slides.assign(slide_id=known, patient_id=patients).dropna(subset="slide_id")
     twice = own.loc[own["slide_id"].duplicated(), "slide_id"]
     if len(twice):
         message = f"{table} has two rows for the features of slide {twice.iloc[0]!r}"
@@ -77,10 +80,6 @@ def label(
             f"{slides['slide_id'].iloc[0]!r}, the files {names[0]!r}"
         )
         raise InputError(message)
-    # A slide that is its own patient keeps being it under the name of its file.
-    own.loc[own["patient_id"] == own["slide_id"].index.map(slides["slide_id"]), "patient_id"] = own[
-        "slide_id"
-    ]
     own = own.assign(label=text(own, "label")).dropna(subset="label")
     own = own.sort_values("slide_id", kind="stable").reset_index(drop=True)
     missing = sorted(set(names) - set(own["slide_id"]))

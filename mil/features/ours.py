@@ -102,7 +102,7 @@ def slides(run: Path, fold: int | None = None) -> Slides:
         matrix,
         {str(name): np.sort(rows) for name, rows in table.groupby("slide_id").indices.items()},
         {str(row.slide_id): str(row.slide_label) for row in known.itertuples()},
-        None if entry.get("training_slides") == "unknown" else list(entry["slides_seen"]),
+        None if entry.get("encoder_saw") == "unknown" else list(entry["slides_seen"]),
         entry,
         open_features(matrix, n_tiles=len(table)),
         table,

@@ -36,10 +36,10 @@ def read(path: Path, slide_id: str) -> Bag:
     Raises:
         InputError: The file is damaged or cut short, or holds anything but one tensor.
     """
-    x, notes = _tensor(path)
+    x, notes, warnings = _tensor(path)
     index, config = index_of(path), path.with_name(CONFIG)
     if not index.exists() and not config.exists():
-        return Bag(slide_id, "clam-pt", x, notes=tuple(notes))
+        return Bag(slide_id, "clam-pt", x, notes=tuple(notes), warnings=tuple(warnings))
     said = _config(config)
     side_um, side_px = said.get("tile_um"), said.get("tile_px")
     known = isinstance(side_um, int | float) and isinstance(side_px, int | float) and side_px > 0
@@ -47,9 +47,9 @@ def read(path: Path, slide_id: str) -> Bag:
     if index.exists():
         arrays = open_npz(index)
         if "locations" in arrays or "arr_0" not in arrays:
-            notes.append(
-                f"{index.name} is the index of a TFRecord (byte offsets), not of this bag: "
-                "no coordinates"
+            warnings.append(
+                "its .index.npz is the index of a TFRecord (byte offsets), not of a bag: "
+                "it was left aside, so there are no coordinates"
             )
         else:
             coords = arrays["arr_0"]
@@ -63,6 +63,7 @@ def read(path: Path, slide_id: str) -> Bag:
         centred=coords is not None,
         encoder=None if said.get("extractor") is None else _name(said["extractor"]),
         notes=tuple(notes),
+        warnings=tuple(warnings),
     )
 
 
@@ -80,7 +81,8 @@ def _config(path: Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _tensor(path: Path) -> tuple[Array, list[str]]:
+def _tensor(path: Path) -> tuple[Array, list[str], list[str]]:
+    """The tensor of a file, notes and warnings."""
     import torch
 
     try:
@@ -105,17 +107,17 @@ def _tensor(path: Path) -> tuple[Array, list[str]]:
         raise InputError(message)
     tensor = given.detach()
     notes: list[str] = []
-    n_stored, n_needed = tensor.untyped_storage().nbytes(), tensor.nbytes
-    if n_stored > max(_WASTE * n_needed, _SMALL):
-        notes.append(
-            f"{path.name} stores {n_stored / 1e6:.0f} MB for a tensor of {n_needed / 1e6:.1f} MB: "
-            "a slice was saved with all that it was cut from (clone it before torch.save)"
+    warnings: list[str] = []
+    if tensor.untyped_storage().nbytes() > max(_WASTE * tensor.nbytes, _SMALL):
+        warnings.append(
+            "its file holds far more than its tensor: a slice was saved with all that it was cut "
+            "from (clone it before torch.save)"
         )
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
         notes.append("bfloat16 values were read as float32")
     x, changed = as_features(np.array(tensor.numpy()), str(path))
-    return x, [*notes, *changed]
+    return x, [*notes, *changed], warnings
 
 
 def _is_zip(path: Path) -> bool:

@@ -27,6 +27,7 @@ SEVERITIES: Final = ("unsafe", "warning", "note")
 Progress = Callable[[str, int], Callable[[int], object]]
 Found = dict[str, Any]
 _FEW: Final = 3
+_NOT_SAID: Final = "not said"
 _OFF: Final = 0.01  # of the stride of a grid: what counts as beside it
 
 
@@ -92,7 +93,7 @@ class _Tally:
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
         self.by: dict[str, dict[str, list[str]]] = {
-            name: {} for name in ("form", "dim", "dtype", "frame", "encoder", "note")
+            name: {} for name in ("form", "dim", "dtype", "frame", "encoder", "note", "warning")
         }
         self.unreadable: dict[str, str] = {}
         self.empty: list[str] = []
@@ -111,11 +112,12 @@ class _Tally:
         self.sizes[name] = len(bag)
         known = {"form": bag.form, "dim": str(bag.x.shape[1]), "dtype": str(bag.x.dtype)}
         known |= {"frame": bag.frame or ("none" if bag.coords is None else "not declared")}
-        known |= {"encoder": bag.encoder or "not said"}
+        known |= {"encoder": bag.encoder or _NOT_SAID}
         for what, value in known.items():
             self.by[what].setdefault(value, []).append(name)
-        for note in bag.notes:
-            self.by["note"].setdefault(note, []).append(name)
+        for kind, said in (("note", bag.notes), ("warning", bag.warnings)):
+            for words in said:
+                self.by[kind].setdefault(words, []).append(name)
         if 0 in bag.x.shape:
             self.empty.append(name)
             return
@@ -155,7 +157,9 @@ class _Tally:
             what += f"; the first is {where} of {first!r}"
             yield _finding("not_finite", "unsafe", what, self.not_finite)
         yield from self._mixed("dim", "unsafe", "dimensions differ", "one model reads one")
-        yield from self._mixed("encoder", "warning", "encoders differ", "their features mix")
+        several = len(set(self.by["encoder"]) - {_NOT_SAID}) > 1
+        severity: Severity = "unsafe" if several else "warning"
+        yield from self._mixed("encoder", severity, "encoders differ", "their features mix")
         yield from self._mixed("dtype", "note", "types differ", "each is kept as it is")
         yield from self._mixed("frame", "warning", "frames of coordinates differ", "look why")
         for kind, severity in _KINDS.items():
@@ -167,15 +171,17 @@ class _Tally:
         if self.zero:
             message = f"{sum(self.zero.values())} tile(s) are all zeros, in {_slides(self.zero)}"
             yield _finding("zero_tiles", "warning", message, self.zero)
-        yield from self._copied()
+        yield from self._copied(labels)
         for columns in self.columns.values():
             for one in columns.suspects(labels):
                 listed = ", ".join(map(str, one.columns[:8]))
                 more = ", ..." if len(one.columns) > 8 else ""
                 message = f"{len(one.columns)} column(s) {one.what}: {listed}{more}"
                 yield _finding(one.kind, one.severity, message, columns=one.columns)
-        for note, names in self.by["note"].items():
-            yield _finding("file", "note", f"{note} ({_slides(names)})", names)
+        for severity in ("warning", "note"):
+            for words, names in self.by[severity].items():
+                message = f"{words} ({_slides(names)}: {_few(names)})"
+                yield _finding("file", severity, message, names)
 
     def _mixed(self, what: str, severity: Severity, words: str, so: str) -> Iterator[Found]:
         values = self.by[what]
@@ -186,7 +192,7 @@ class _Tally:
             message = f"{words} ({counts} slides; not {usual}: {_few(other)}): {so}"
             yield _finding(f"mixed_{what}", severity, message, other)
 
-    def _copied(self) -> Iterator[Found]:
+    def _copied(self, labels: dict[str, str]) -> Iterator[Found]:
         if not self.numbers:
             return
         of_tile = np.repeat(list(self.numbers), [len(of) for of in self.numbers.values()])
@@ -196,9 +202,13 @@ class _Tally:
             names = sorted({name for pair in found.pairs for name in pair[:2]})
             first = found.pairs[0]
             message = (
-                f"{len(found.pairs)} pair(s) of slides are copies, whole or in part; the first: "
-                f"{first[0]!r} and {first[1]!r} share {first[2]:.0%} of the smaller one's tiles"
+                f"{len(found.pairs)} pair(s) of slides are copies, whole or in part (a run keeps "
+                f"them in one group); the first: {first[0]!r} and {first[1]!r} share "
+                f"{first[2]:.0%} of the smaller one's tiles"
             )
+            told = [pair for pair in found.pairs if set(pair[:2]) <= set(labels)]
+            if n := sum(labels[a] != labels[b] for a, b, _ in told):
+                message += f"; {n} pair(s) have two labels"
             yield _finding("copied_slides", "unsafe", message, names)
         if found.within:
             message = (

@@ -13,7 +13,7 @@ import pandas as pd
 from mil import auditing
 from mil.auditing import Material
 from mil.config import Config
-from mil.prepare import data_root, read_tiles
+from mil.prepare import read_tiles, tile_reader
 from mil.report import tables
 from mil.report.audit_words import BATTERY, KINDS, TWINS
 from mil.report.identity_pictures import suspects
@@ -50,7 +50,7 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
             name=run.resolve().name,
             tiles=read_tiles(run),
             links=read_table(links) if links.exists() else None,
-            read_tile=partial(read_from_disk, data_root(run, config)),
+            read_tile=tile_reader(run, config),
         )
     return result
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +20,6 @@ from mil.report.templates import inline, write_page
 from splits.artifacts import read_json, read_table
 from splits.content.links import KINDS
 from splits.errors import InputError
-from splits.images import read_tile as read_from_disk
 
 __all__ = ["build", "identify_run"]
 
@@ -92,9 +90,11 @@ def identify_run(
 
         encode.embed_scanned(run, config, progress)
     found = prepare.identify(run, config, truth, progress)
+    if config.data.features is not None:
+        return found  # declared by a table: nothing was put together that could be looked at
     page, made_from = run / "identity.html", run / "identity.json"
     if not page.exists() or page.stat().st_mtime_ns < made_from.stat().st_mtime_ns:
-        build(run, read_tile=partial(read_from_disk, prepare.data_root(run, config)))
+        build(run, read_tile=prepare.tile_reader(run, config))
     return found
 
 

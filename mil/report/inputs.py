@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mil.evaluate import rival
+from mil.features.cohort import SOURCE
 from mil.predictions import UNTRAINED, class_names, read_attention, read_slides, read_tiles
 from splits import ledger
 from splits import split as splitting
@@ -45,6 +46,7 @@ class Inputs:
             and ``fold``.
         encoder_card: Whether an encoder left a card (a frozen one leaves a card and no log).
         config: The text of ``config.yaml``.
+        features: ``features/source.json`` of a run that began with features, without pixels.
     """
 
     run: Path
@@ -65,6 +67,7 @@ class Inputs:
     logs: dict[str, pd.DataFrame]
     encoder_card: bool
     config: str | None
+    features: dict[str, Any] | None
 
     @property
     def classes(self) -> list[str]:
@@ -134,6 +137,7 @@ def read(run: Path) -> Inputs:
         logs=_logs(run, metrics["slide"]),
         encoder_card=bool(cards),
         config=config.read_text(encoding="utf-8") if config.exists() else None,
+        features=_optional_json(run / SOURCE),
     )
 
 

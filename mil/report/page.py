@@ -71,6 +71,7 @@ def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
         "doubtful": stain.section(found, read_tile),
         "has_tiles": found.tiles is not None,
         "has_reader": read_tile is not None,
+        "features": found.features,
         "max_sites": pictures.MAX_SITES,
         "split": found.split,
         "tissue": tissue.section(found, read_tile),

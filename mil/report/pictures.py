@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from mil.predictions import ends
 from mil.report.inputs import Inputs, true_probability
 from mil.stain.vectors import concentrations
 from splits.errors import SlidewiseError
@@ -88,7 +89,7 @@ def tint(
 
 
 def attended(inputs: Inputs, method: str, read_tile: ReadTile | None) -> list[dict[str, Any]]:
-    """The best-attended tiles of the surest right and the most mistaken slides.
+    """The most and least attended tiles of the surest right and the most mistaken slides.
 
     Slides are ranked by the probability of their true class, at most one a class, so that the
     choice follows from the tables alone.
@@ -113,19 +114,18 @@ def attended(inputs: Inputs, method: str, read_tile: ReadTile | None) -> list[di
                     "predicted": str(slide.predicted),
                     "p_true": f"{slide.p_true:.2f}",
                     "n_tiles": len(bag),
-                    "pictures": _top(bag, read_tile),
+                    **_ends(bag, read_tile),
                 }
             )
     return picked
 
 
-def _top(bag: pd.DataFrame, read_tile: ReadTile | None) -> list[Picture]:
-    top = bag.sort_values(["attention", "tile_id"], ascending=[False, True]).head(N_TILES)
-    pictures = []
-    for row in top.itertuples():
+def _ends(bag: pd.DataFrame, read_tile: ReadTile | None) -> dict[str, list[Picture]]:
+    pictures: dict[str, list[Picture]] = {"top": [], "bottom": []}
+    for row in ends(bag, "attention", N_TILES).itertuples():
         rgb = read_or_none(str(row.tile_id), read_tile)
         weight = float(row.attention)
-        pictures.append(
+        pictures[str(row.end)].append(
             Picture(
                 uri=None if rgb is None else thumbnail(rgb),
                 alt=f"tile {row.tile_id}",

@@ -18,7 +18,7 @@ _TITLES = {
     "vote": "plurality vote",
     "mean_probability": "mean probability",
     "weighted_vote": "vote weighted by confidence",
-    "quality_vote": "vote weighted by tissue",
+    "quality_vote": "vote without blank tiles",
     "top_k_mean": "mean of the surest tiles",
     "max_probability": "surest tile",
     "noisy_or": "noisy-or",

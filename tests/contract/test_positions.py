@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mil.aggregators import AGGREGATORS, create, grid
-from mil.aggregators.transmil import UNKNOWN, halved
+from mil.aggregators import AGGREGATORS, grid
+from mil.aggregators.transmil import UNKNOWN
 from splits.errors import InputError
 from tests.contract.references import VARIANTS
 from tests.contract.references.transformer import PLACED
@@ -142,57 +142,7 @@ def test_places_beyond_all_slides_are_refused() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("name", "args", "message"),
-    [
-        ("transmil", {"n_landmarks": 100}, "n_landmarks is 100, allowed is a power of 2"),
-        (
-            "transmil",
-            {"exact_tiles": 9},
-            r"exact_tiles is 9, allowed is n_landmarks \(256\) or more",
-        ),
-        (
-            "transmil",
-            {"hidden": 12, "n_heads": 5},
-            r"n_heads is 5, allowed is a divisor .*\[1, 2, 3",
-        ),
-        ("transformer", {"n_heads": 3}, "n_heads is 3, allowed is a divisor of hidden"),
-        ("transformer", {"n_layers": 0}, "n_layers is 0, allowed is an integer of 1 or more"),
-    ],
-)
-def test_arguments_that_build_no_layer_are_refused(
-    name: str, args: dict[str, int], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        create(name, dim=4, n_classes=2, **args)
-
-
 def test_positions_of_other_tiles_are_refused() -> None:
     module, (x, offsets) = build("transmil", {}), packed(SIZES)
     with pytest.raises(InputError, match=r"positions of shape \(23, 2\) given, allowed \(24, 2\)"):
         module(x, offsets, scattered(len(x))[1:])
-
-
-@pytest.mark.parametrize("n", [8, 9, 23, 1000])
-def test_cells_hold_equal_numbers_and_the_order_of_rows_does_not_matter(n: int) -> None:
-    keys = torch.randn(n, 3)
-    order, bounds = halved(keys)
-    assert sorted(order.tolist()) == list(range(n))
-    assert bounds.diff().min() >= n // 8 >= bounds.diff().max() - 1
-    half = bounds[4]
-    assert keys[order[:half], 0].max() <= keys[order[half:], 0].min()
-    shuffled = torch.randperm(n)
-    again, _ = halved(keys[shuffled])
-    assert shuffled[again].tolist() == order.tolist()
-
-
-@pytest.mark.parametrize("name", list(PLACED))
-def test_a_bag_of_20_000_tiles(name: str) -> None:
-    torch.manual_seed(0)
-    module = create(name, dim=6, n_classes=2, hidden=12, n_heads=3)
-    k = torch.arange(20_000)
-    places = torch.stack([k // 100, k % 100], dim=1)
-    output = module(torch.randn(20_000, 6), torch.tensor([0, 20_000]), places)
-    output.logits.square().sum().backward()
-    assert abs(output.attention.sum().item() - 1) < 1e-4
-    assert all(p.grad.isfinite().all() for p in module.parameters())

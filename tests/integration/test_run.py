@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mil import auditing, encode, predict, prepare, settings, train
+from mil import auditing, encode, new_slides, prepare, settings, train
 from mil.cohort import folds_of
 from mil.models import Models, log_probabilities
 from mil.predictions import read_scores
@@ -212,7 +212,7 @@ def test_crossfitted_tiles_were_never_seen_by_their_judge(copied: Path, tmp_path
             assert not np.allclose(scores[rows], said[rows])
     folder = tmp_path / "new"
     shutil.copytree(copied / "phantom" / "tiles", folder)
-    assert predict.predict_new(copied, config, [folder])
+    assert new_slides.predict_new(copied, config, [folder])
 
 
 def test_new_slides_are_classified(copied: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_new_slides_are_classified(copied: Path, tmp_path: Path) -> None:
         source = copied / "phantom" / "tiles" / name
         (folder / Path(name).name).write_bytes(source.read_bytes())
     (folder / "broken.png").write_bytes(b"nothing")
-    records = predict.predict_new(copied, smoke(), [folder])
+    records = new_slides.predict_new(copied, smoke(), [folder])
     assert {r["method"] for r in records} == {"vote", "mean_probability", "mean", "abmil"}
     for record in records:
         assert sum(record["probabilities"].values()) == pytest.approx(1)
@@ -260,7 +260,7 @@ def test_patients_as_bags_with_all_votes_and_an_ensemble(copied: Path) -> None:
     for folder in ("fold0", "fold0-seed1"):
         card = read_json(copied / "aggregators" / "clam_mb" / folder / "card.json")
         assert card["slides_seen"] == next(folds_of(copied, config)).slides["train"]
-    records = predict.predict_new(copied, config, [copied / "phantom" / "tiles"])
+    records = new_slides.predict_new(copied, config, [copied / "phantom" / "tiles"])
     assert {record["method"] for record in records} == methods
 
 

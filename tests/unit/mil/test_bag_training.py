@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mil import aggregators, checkpoint, devices, encode
-from mil.aggregators import INSTANCE_LOSSES, create_loss
+from mil.aggregators import INSTANCE_LOSSES, contract, create_loss
 from mil.bag_training import Objective, check, class_weights, fit_aggregator
 from mil.cohort import Fold
 from mil.config import Aggregator, Compute, Config, Data, Mil
@@ -113,13 +113,14 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     pd.testing.assert_frame_equal(*logs)
 
 
+@pytest.mark.parametrize("name", list(INSTANCE_LOSSES))
 def test_prediction_needs_nothing_of_the_instance_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    with_loss = train(tmp_path / "on", monkeypatch)
-    off = CLAM.model_copy(update={"instance_loss": None})
-    without = train(tmp_path / "off", monkeypatch, off)
-    model = aggregators.create("clam_sb", dim=DIM, n_classes=2, **CLAM.args)
+    on, off = Aggregator(name=name), Aggregator(name=name, instance_loss=None)
+    with_loss = train(tmp_path / "on", monkeypatch, on, epochs=2)
+    without = train(tmp_path / "off", monkeypatch, off, epochs=2)
+    model = aggregators.create(name, dim=DIM, n_classes=2)
     weights = [load_file(folder / "model.safetensors") for folder in (with_loss, without)]
     for of_run in weights:
         model.load_state_dict(of_run)
@@ -190,6 +191,21 @@ def test_the_loss_of_a_batch_is_that_of_its_bags_and_of_its_tiles(tmp_path: Path
     assert weighted == pytest.approx(3 * plain)
 
 
+def test_tiles_are_standardised_in_blocks_as_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, fold = cohort(tmp_path)
+    monkeypatch.setattr(contract, "_BLOCK", 50)
+    model = aggregators.create("mean", dim=DIM, n_classes=2)
+    rows = fold.rows("train")
+    assert len(rows) % 50
+    for given, used in ((rows, features[rows]), (None, features)):
+        model.standardise(features, given)
+        wide = used.astype(np.float64)
+        np.testing.assert_allclose(model.mean.numpy(), wide.mean(0), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(model.std.numpy(), wide.std(0), rtol=1e-6)
+
+
 def test_class_weights_even_the_classes_out(tmp_path: Path) -> None:
     _, fold = cohort(tmp_path)  # of 8 training slides 2 are of class 1
     np.testing.assert_allclose(class_weights(fold), [8 / 2 / 6, 8 / 2 / 2])
@@ -202,6 +218,9 @@ def test_class_weights_even_the_classes_out(tmp_path: Path) -> None:
     [
         ({"aggregators": [{"name": "abmill"}]}, "did you mean 'abmil'"),
         ({"aggregators": [{"name": "abmil", "args": {"width": 3}}]}, "'width'"),
+        ({"aggregators": [{"name": "abmil", "args": {"hidden": 0}}]}, "hidden is 0"),
+        ({"aggregators": [{"name": "abmil", "args": {"dim": 9}}]}, "dim .* follows from the data"),
+        ({"aggregators": [{"name": "clam_sb", "instance_loss": {"k": 0}}]}, "k is 0"),
         ({"aggregators": [{"name": "mean"}, {"name": "mean"}]}, "aggregators names 'mean' twice"),
         ({"aggregators": [{"name": "mean", "instance_loss": {"k": 1}}]}, "no instance loss"),
         ({"aggregators": [{"name": "mean", "instance_loss": None}]}, "no instance loss"),

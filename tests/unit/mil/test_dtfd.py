@@ -73,6 +73,21 @@ def test_identical_tiles_change_no_logit_by_their_order(distill: str) -> None:
     torch.testing.assert_close(module(twice[order], offsets).logits, module(twice, offsets).logits)
 
 
+def test_with_two_classes_maxmin_takes_the_most_and_the_least_positive_tile() -> None:
+    module, (x, offsets) = built("maxmin"), bag(31)
+    with torch.no_grad():
+        h, place = module.embed(x), x @ module.direction
+        expected = set()
+        for m in range(N_PSEUDO):
+            mine = place.argsort()[m::N_PSEUDO]
+            own = module.tile_attention(h[mine]).softmax(0)
+            positive = (own * h[mine] @ module.tile_classifier.weight.T).softmax(1)[:, 1]
+            expected |= {int(mine[positive.argmax()]), int(mine[positive.argmin()])}
+        attention = module(x, offsets).attention
+    assert len(expected) == 2 * N_PSEUDO
+    assert set(attention.nonzero()[:, 0].tolist()) == expected
+
+
 def test_an_unknown_distillation_is_refused_with_what_is_allowed() -> None:
     with pytest.raises(InputError, match=r"'maxmim'; did you mean 'maxmin'\? \(allowed: afs, maxm"):
         create("dtfd", dim=DIM, n_classes=N_CLASSES, distill="maxmim")

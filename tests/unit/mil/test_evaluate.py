@@ -339,6 +339,7 @@ def test_the_rival_of_the_vote_prefers_abmil_then_attention():
     assert rival(methods, pd.DataFrame({"method": ["clam", "abmil"]})) == "abmil"
     assert rival(["vote", "mean", "max"], None) == "mean"
     assert rival(["vote", "mean_probability"], None) is None
+    assert rival(["vote", "noisy_or", "quality_vote"], None) is None
     assert rival(["abmil"], None) is None
 
 

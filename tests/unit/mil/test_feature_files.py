@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,10 @@ import torch
 
 from mil.features import Bag, find
 from mil.features.bag import require_usable
+from mil.features.export import WRITERS
 from mil.features.labels import label
+from mil.features.packing import packed
+from mil.features.verify import verify
 from splits.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -118,7 +122,7 @@ def test_slideflow_bags_and_a_tfrecord_index(tmp_path: Path) -> None:
     np.testing.assert_array_equal(a.coords, COORDS)
     assert (a.form, a.centred, a.encoder, a.tile_px) == ("slideflow", True, "uni", 256)
     assert b.coords is None
-    assert "TFRecord" in b.notes[0]
+    assert "TFRecord" in b.warnings[0]
 
 
 @pytest.mark.parametrize("given", ["", "features", "features/features_uni"])
@@ -233,8 +237,9 @@ def test_a_saved_slice_is_read_and_named(tmp_path: Path) -> None:
     bag = find(tmp_path).read("a")
     assert bag.x.shape == (5, 256)
     assert bag.x[2].all()
-    assert "a slice was saved" in bag.notes[0]
-    assert "a.pt" in bag.notes[0]
+    assert "a slice was saved" in bag.warnings[0]
+    said = [f for f in verify(tmp_path)["findings"] if f["kind"] == "file"]
+    assert [(f["severity"], f["slides"]) for f in said] == [("warning", ["a"])]
 
 
 @pytest.mark.parametrize(
@@ -321,3 +326,101 @@ def test_the_digest_follows_the_files(tmp_path: Path) -> None:
     assert find(tmp_path).digest == before
     np.savez(tmp_path / "a.index.npz", COORDS)
     assert find(tmp_path).digest != before
+
+
+PLACED = Bag(
+    "s.1",
+    "slidewise",
+    X,
+    COORDS,
+    "level0_px",
+    tile=512.0,
+    tile_px=512,
+    mpp=0.25,
+    encoder="uni",
+)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_what_is_written_is_read_back(tmp_path: Path, kind: str, dtype: type) -> None:
+    bag = replace(PLACED, x=X.astype(dtype))
+    notes = WRITERS[kind](bag, tmp_path)
+    found = find(tmp_path)
+    assert found.slide_ids == ["s.1"]
+    assert found.notes == ()
+    read = found.read("s.1")
+    assert read.form == kind
+    held = {"stamp": np.float16, "clam-h5": np.float32}.get(kind, dtype)
+    assert read.x.dtype == held
+    np.testing.assert_array_equal(read.x, bag.x.astype(held))
+    require_usable(read, kind)
+    if kind == "clam-pt":
+        assert read.coords is None
+        assert "no place for coordinates" in notes[0]
+        return
+    # The middle of a tile for slideflow, micrometres for STAMP, the corner for all others.
+    place = {"slideflow": COORDS + 256, "stamp": COORDS * 0.25}.get(kind, COORDS)
+    np.testing.assert_array_equal(read.coords, place)
+    assert read.frame == {"stamp": "um", "torchmil": None}.get(kind, "level0_px")
+    if kind in ("trident", "stamp", "npz"):
+        assert (read.encoder, read.tile_px) == ("uni", 512)
+        np.testing.assert_allclose(read.place_px(), COORDS)
+        assert read.side_px() == 512
+    if kind == "npz":
+        assert all(getattr(read, f.name) == getattr(bag, f.name) for f in fields(bag)[4:])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_bag_without_coordinates(tmp_path: Path, kind: str) -> None:
+    bag = Bag("s", "slidewise", X)
+    if kind == "stamp":
+        with pytest.raises(InputError, match=r"micrometres.*has no coordinates"):
+            WRITERS[kind](bag, tmp_path)
+        with pytest.raises(InputError, match="has no mpp"):
+            WRITERS[kind](replace(PLACED, mpp=None), tmp_path)
+        return
+    notes = WRITERS[kind](bag, tmp_path)
+    read = find(tmp_path).read("s")
+    np.testing.assert_array_equal(read.x, X)
+    assert read.coords is None
+    assert bool(notes) == (kind not in ("clam-pt", "npz"))
+
+
+def test_stamp_refuses_what_float16_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="beyond 65504"):
+        WRITERS["stamp"](replace(PLACED, x=X + 1e5), tmp_path)
+
+
+def test_a_written_tensor_stores_no_more_than_itself(tmp_path: Path) -> None:
+    whole = np.zeros((50_000, 64), np.float32)
+    WRITERS["clam-pt"](Bag("s", "slidewise", whole[:10]), tmp_path)
+    assert (tmp_path / "pt_files" / "s.pt").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("kinds", [(2, 2, 2), (2, 4, 2), (4, 2, 2), (2, 2, 4)])
+def test_packing_keeps_every_value_whatever_the_types(
+    tmp_path: Path, kinds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mil.features.packing._ROWS", 3)
+    rng = np.random.default_rng(2)
+    bags = [
+        rng.normal(size=(n, 4)).astype(f"f{kind}") for n, kind in zip((5, 1, 7), kinds, strict=True)
+    ]
+    with packed(tmp_path / "x.npy") as matrix:
+        for bag in bags:
+            matrix.add(bag, "here")
+    made = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert made.dtype == (np.float16 if set(kinds) == {2} else np.float32)
+    np.testing.assert_array_equal(made, np.concatenate([bag.astype(np.float64) for bag in bags]))
+
+
+def test_packing_leaves_nothing_behind_a_failure(tmp_path: Path) -> None:
+    def pack() -> None:
+        with packed(tmp_path / "x.npy") as matrix:
+            matrix.add(X, "a")
+            matrix.add(X[:, :3], "b")
+
+    with pytest.raises(InputError, match="b has features of dimension 3 and the slides before 4"):
+        pack()
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from PIL import Image
 from mil.report import build, preview
 from mil.report.figures import label
 from mil.report.inputs import read, true_probability
-from mil.report.pictures import tint
+from mil.report.pictures import attended, tint
 from mil.report.tables import confusion, grid, scores
 from mil.report.verdict import verdict
 from mil.tissue import FEATURES
@@ -280,6 +280,20 @@ def test_every_section_and_picture_is_there(page: Page) -> None:
     assert "2 more sites not shown" in page.text
     assert "The first 50 of 70 entries" in page.text
     assert "0.731" in page.text
+
+
+def test_strips_show_both_ends_of_the_attention(run: Path) -> None:
+    inputs = read(run)
+    assert inputs.attention is not None
+    strips = attended(inputs, "abmil", None)
+    assert strips
+    for strip in strips:
+        bag = inputs.attention[inputs.attention["slide_id"] == strip["slide_id"]]
+        ranked = bag.sort_values("attention")["attention"].tolist()
+        n_bottom = min(6, len(ranked) - 6)
+        shown = {end: [float(p.lines[0]) for p in strip[end]] for end in ("top", "bottom")}
+        assert shown["top"] == pytest.approx(ranked[:-7:-1], abs=6e-4)
+        assert shown["bottom"] == pytest.approx(ranked[:n_bottom], abs=6e-4)
 
 
 def test_markup_in_names_is_text(tmp_path: Path) -> None:

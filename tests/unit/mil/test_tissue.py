@@ -14,7 +14,7 @@ from mil.pixels import pixels
 from mil.report.tissue import examples, shares
 from mil.stain import fit as stain_fit
 from mil.stain.vectors import REFERENCE, REFERENCE_P99
-from mil.tissue import BACKGROUND, FEATURES, fit_types, measure, stain_bins
+from mil.tissue import BACKGROUND, FEATURES, fit_types, measure, quality, stain_bins
 
 ORGANS = Path(__file__).resolve().parents[3] / "../shared/data/tcga_organs"
 GLASS = stain_fit.StainFit(
@@ -302,3 +302,8 @@ def test_types_reach_many_real_slides(tmp_path: Path) -> None:
     # 49 slides of four organs, each a field or a few: no type may be one slide's own.
     assert (counts > 0).sum().min() >= 8
     assert (counts.max() / counts.sum()).max() < 0.5
+
+
+def test_blank_tiles_have_no_quality_and_all_others_the_same() -> None:
+    features = pd.DataFrame({"tissue_share": [0.0, 0.049, 0.05, 0.5, 1.0]})
+    assert quality(features).tolist() == [0, 0, 1, 1, 1]

@@ -146,12 +146,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def cell(values: list[float]) -> str:
-    """Mean, standard error over the repeats, and the number of repeats where they are not 5."""
+    """Mean and standard error over the repeats, with their number where it is not 5."""
     if not values:
         return ""
-    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    note = "" if len(values) == 5 else f" ({len(values)} repeats)"
-    return f"{np.mean(values):.3f} ± {spread:.3f}{note}"
+    note = "" if len(values) == 5 else f" ({len(values)} of 5 repeats)"
+    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    return f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if spread is not None else "") + note
 
 
 def main() -> None:

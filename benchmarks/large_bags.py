@@ -60,9 +60,9 @@ def resident() -> dict[str, float]:
     return {key: float(lines[key].split()[0]) / 1024 for key in ("VmHWM", "VmRSS", "RssAnon")}
 
 
-def step(file: Path, budget: int, pipe: Connection) -> None:
+def step(file: Path, budget: int, threads: int | None, pipe: Connection) -> None:
     """One step of training on one bag, in a process of its own."""
-    fabric = devices.fabric(Compute(device="cpu"))
+    fabric = devices.fabric(Compute(device="cpu", threads=threads))
     x = torch.from_numpy(np.load(file, mmap_mode="c"))
     held = resident()
     torch.manual_seed(0)
@@ -107,13 +107,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bags", type=int, default=10_000)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--threads", type=int, help="all cores where not given")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         file = Path(folder) / "bag.npy"
         write(file, HUGE)
         print(f"ABMIL, one step on {HUGE} tiles, {file.stat().st_size / 1e6:.0f} MB on disk:")
         for budget in (4096, 65_536):
-            seconds, peak, own = apart(partial(step, file, budget))
+            seconds, peak, own = apart(partial(step, file, budget, options.threads))
             print(
                 f"  budget {budget:6}: {seconds:6.1f} s, peak {peak:5.0f} MB above the start; "
                 f"without the pages of the file {own:5.0f} MB"

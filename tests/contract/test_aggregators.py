@@ -390,6 +390,36 @@ def test_values_outside_their_range_are_refused(name: str, argument: str, value:
         create(name, **{"dim": 4, "n_classes": 2, argument: value})
 
 
+@pytest.mark.parametrize("sharpness", [0, -1.0, float("inf"), float("nan"), "1"])
+def test_sharpness_outside_its_range_is_refused(sharpness: object) -> None:
+    with pytest.raises(InputError, match=r"sharpness is .*, allowed is a finite number above 0"):
+        create("lse", dim=4, n_classes=2, sharpness=sharpness)
+
+
+def test_log_sum_exp_lies_between_the_mean_and_the_maximum_and_reaches_both() -> None:
+    x, offsets = packed()
+    pooled = {
+        name: build(name, args).pool(build(name, args).tiles(x, offsets, nn.Identity()))
+        for name, args in [("mean", {}), ("max", {}), ("lse", {})]
+    }
+    assert (pooled["mean"] <= pooled["lse"] + 1e-12).all()
+    assert (pooled["lse"] <= pooled["max"] + 1e-12).all()
+    for sharpness, limit in ((1e-6, "mean"), (1e6, "max")):
+        module = build("lse", {"sharpness": sharpness})
+        close(module.pool(module.tiles(x, offsets, nn.Identity())), pooled[limit], atol=1e-5)
+
+
+def test_standardisation_reads_the_given_rows_in_blocks_and_loses_no_digits() -> None:
+    rng = np.random.default_rng(0)
+    features = (1e4 + rng.normal(size=(9000, 3)) * [0.1, 1, 10]).astype(np.float32)
+    rows = np.flatnonzero(rng.random(9000) < 0.7)
+    module = create("mean", dim=3, n_classes=2).double()
+    module.standardise(features, rows)
+    exact = features[rows].astype(np.float64)
+    np.testing.assert_allclose(module.mean.numpy(), exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(module.std.numpy(), exact.std(0), rtol=1e-9)
+
+
 # Science controls: one tile makes the bag, and shuffled labels teach nothing.
 
 

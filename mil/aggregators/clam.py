@@ -14,6 +14,7 @@ from mil.aggregators.contract import (
     InstanceLoss,
     Output,
     check_sizes,
+    class_scores,
     linear,
 )
 from mil.aggregators.segments import segment_argsort, segment_ids, segment_softmax
@@ -100,7 +101,8 @@ class CLAMSB(_CLAM):
         tiles = self.tiles(x, offsets, self.embed)
         weights = segment_softmax(tiles.map(self.attention).squeeze(1), offsets)  # (n_tiles,)
         bags = tiles.sum(weights)  # (n_bags, hidden)
-        return Output(self.classifier(bags), weights, auxiliary=tiles)
+        parts = None if self.training else class_scores(tiles, self.classifier) * weights[:, None]
+        return Output(self.classifier(bags), weights, None, parts, auxiliary=tiles)
 
 
 @AGGREGATORS.register("clam_mb")
@@ -155,7 +157,8 @@ class CLAMMB(_CLAM):
         logits = (bags * self.classifier.weight).sum(2) + self.classifier.bias
         predicted = logits.argmax(1)[segment_ids(offsets)]  # (n_tiles,)
         weights = by_class.gather(1, predicted[:, None]).squeeze(1)  # (n_tiles,)
-        return Output(logits, weights, by_class, auxiliary=tiles)
+        parts = None if self.training else class_scores(tiles, self.classifier) * by_class
+        return Output(logits, weights, by_class, parts, auxiliary=tiles)
 
 
 @INSTANCE_LOSSES.register("clam_sb")

@@ -13,9 +13,11 @@ from mil.aggregators.contract import (
     InstanceLoss,
     Output,
     check_sizes,
+    class_scores,
     linear,
 )
 from mil.aggregators.segments import segment_highest, segment_ids, segment_max, segment_softmax
+from mil.aggregators.tiles import Tiles
 
 __all__ = ["DSMIL", "CriticalInstanceLoss"]
 
@@ -89,7 +91,7 @@ class DSMIL(Aggregator):
         tile scores, ``(n_bags, n_classes)``.
         """
         tiles = self.tiles(x, offsets, self.embed)
-        scores = tiles.map(self._score)  # (n_tiles, n_classes)
+        scores = class_scores(tiles, self.instance) + self.instance.bias  # (n_tiles, n_classes)
         query = self.query(tiles.pick(segment_highest(scores, offsets)))
         keys = query @ self.query.weight / query.shape[2] ** 0.5  # (n_bags, n_classes, width)
         by_class = segment_softmax(tiles.dot(keys), offsets)  # (n_tiles, n_classes)
@@ -97,13 +99,17 @@ class DSMIL(Aggregator):
         logits = self.classifier(bags.flatten(1))
         predicted = logits.argmax(1)[segment_ids(offsets)]  # (n_tiles,)
         weights = by_class.gather(1, predicted[:, None]).squeeze(1)  # (n_tiles,)
-        return Output(logits, weights, by_class, auxiliary=segment_max(scores, offsets))
+        parts = None if self.training else self._contributions(tiles, by_class)
+        return Output(logits, weights, by_class, parts, segment_max(scores, offsets))
 
-    def _score(self, rows: Tensor) -> Tensor:
-        # In bfloat16 hundreds of tiles of a slide would share the highest score.
-        with torch.autocast(rows.device.type, enabled=False):
-            scores: Tensor = self.instance(rows.to(self.mean.dtype))
-        return scores
+    def _contributions(self, tiles: Tiles, by_class: Tensor) -> Tensor:
+        n_bags = len(tiles.offsets) - 1
+        # A class at a time: all at once would be n_classes ** 2 numbers a tile.
+        filters = self.classifier.weight.view(self.n_classes, self.n_classes, -1)
+        columns = [
+            (tiles.dot(one.expand(n_bags, -1, -1)) * by_class).sum(1) for one in filters.unbind(0)
+        ]
+        return torch.stack(columns, dim=1)  # (n_tiles, n_classes)
 
 
 @INSTANCE_LOSSES.register("dsmil")

@@ -16,6 +16,7 @@ from mil.aggregators.contract import (
     InstanceLoss,
     Output,
     check_sizes,
+    class_scores,
     linear,
 )
 from mil.aggregators.segments import (
@@ -125,15 +126,23 @@ class DTFD(Aggregator):
         if self.distill == "afs":
             share, features = own[:, None], pooled[:, None]
         else:
-            share = segment_highest(self._evidence(tiles.map(self._signal), own), pseudo)
+            share = segment_highest(
+                self._evidence(class_scores(tiles, self.tile_classifier), own), pseudo
+            )
             features = tiles.pick(share)
         n_kept = features.shape[1]  # of a pseudo-bag
         features, slots = features.flatten(0, 1), parts * n_kept
         weights = segment_softmax(self.attention(features).squeeze(1), slots)
         logits = self.classifier(segment_sum(features.to(weights.dtype), slots, weights))
         of_tile = weights.view(-1, n_kept)[segment_ids(pseudo)]  # (n_tiles, n_kept)
-        attention = (share * of_tile).sum(1)[order.argsort()]
-        return Output(logits, attention, auxiliary=(self.tile_classifier(pooled), parts))
+        attention, place = (share * of_tile).sum(1), order.argsort()
+        said = (
+            None
+            if self.training
+            else (class_scores(tiles, self.classifier) * attention[:, None])[place]
+        )
+        tier_1 = (self.tile_classifier(pooled), parts)
+        return Output(logits, attention[place], contributions=said, auxiliary=tier_1)
 
     def _deal(self, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pseudo-bags: order of the tiles ``(n_tiles,)``, their offsets, and those of the bags."""
@@ -153,11 +162,6 @@ class DTFD(Aggregator):
         part = parts[bag] + rank % n_parts[bag]  # (n_tiles,)
         order = ranked[part.argsort(stable=True)]
         return order, F.pad(part.bincount().cumsum(0), (1, 0)), parts
-
-    def _signal(self, rows: Tensor) -> Tensor:
-        # In bfloat16 many tiles of a slide would share the highest score.
-        with torch.autocast(rows.device.type, enabled=False):
-            return F.linear(rows.to(self.mean.dtype), self.tile_classifier.weight)
 
     def _evidence(self, signal: Tensor, own: Tensor) -> Tensor:
         """Log odds of ``p_kc``: its rank, exact where thousands of tiles are near 1 / n_classes."""

@@ -26,12 +26,13 @@ def _single(weights: Weights, args: Mapping[str, object], tiles: Array) -> Expec
     h = embedded(weights, tiles)
     a = softmax(np.array([_scores(weights, h_k)[0] for h_k in h]))
     z = sum(a_k * h_k for a_k, h_k in zip(a, h, strict=True))
-    return Expected(affine(weights, "classifier", z), a)
+    given = [a_k * weights["classifier.weight"] @ h_k for a_k, h_k in zip(a, h, strict=True)]
+    return Expected(affine(weights, "classifier", z), a, contributions=np.array(given))
 
 
 def _multi(weights: Weights, args: Mapping[str, object], tiles: Array) -> Expected:
     h = embedded(weights, tiles)
-    branches, logits = [], []
+    branches, logits, given = [], [], []
     for m, (c_m, b_m) in enumerate(
         zip(weights["classifier.weight"], weights["classifier.bias"], strict=True)
     ):
@@ -39,7 +40,13 @@ def _multi(weights: Weights, args: Mapping[str, object], tiles: Array) -> Expect
         z = sum(a_k * h_k for a_k, h_k in zip(a, h, strict=True))
         branches.append(a)
         logits.append(c_m @ z + b_m)
-    return Expected(np.array(logits), branches[int(np.argmax(logits))], np.stack(branches, axis=1))
+        given.append([a_k * c_m @ h_k for a_k, h_k in zip(a, h, strict=True)])
+    return Expected(
+        np.array(logits),
+        branches[int(np.argmax(logits))],
+        np.stack(branches, axis=1),
+        np.stack(given, axis=1),
+    )
 
 
 REFERENCES: dict[str, Reference] = {"clam_sb": _single, "clam_mb": _multi}

@@ -27,7 +27,13 @@ def _dsmil(weights: Weights, args: Mapping[str, object], tiles: Array) -> Expect
         attention.append(a)
         pooled.append(sum(a_k * h_k for a_k, h_k in zip(a, h, strict=True)))
     logits = affine(weights, "classifier", np.concatenate(pooled))
-    return Expected(logits, attention[int(np.argmax(logits))], np.stack(attention, axis=1))
+    # What the classifier says of the bag of one tile alone, pooled with its weights.
+    given = [
+        weights["classifier.weight"] @ np.concatenate([a[k] * h_k for a in attention])
+        for k, h_k in enumerate(h)
+    ]
+    by_class = np.stack(attention, axis=1)
+    return Expected(logits, attention[int(np.argmax(logits))], by_class, np.array(given))
 
 
 REFERENCES: dict[str, Reference] = {"dsmil": _dsmil}

@@ -50,7 +50,10 @@ def _dtfd(weights: Weights, args: Mapping[str, object], tiles: Array) -> Expecte
     for b_m, made in zip(b, makers, strict=True):
         for k, share in made.items():
             attention[k] += b_m * share
-    return Expected(affine(weights, "classifier", pooled), attention)
+    given = [
+        a_k * weights["classifier.weight"] @ h_k for a_k, h_k in zip(attention, h, strict=True)
+    ]
+    return Expected(affine(weights, "classifier", pooled), attention, contributions=np.array(given))
 
 
 REFERENCES: dict[str, Reference] = {"dtfd": _dtfd}

@@ -1,6 +1,6 @@
 """Which aggregators keep the MIL assumption: the algorithmic unit tests of Raff & Holt (2023).
 
-    python benchmarks/mil_assumption.py [--names abmil dsmil] [--seeds 3] [--epochs 30]
+    python benchmarks/mil_assumption.py [--names abmil dsmil] [--seeds 5] [--epochs 30]
 
 Source: "Reproducibility in multiple instance learning: a case for algorithmic unit tests", NeurIPS
 2023. A bag is positive because of what it holds. Each test makes another signal easier in training
@@ -29,7 +29,9 @@ The rule, fixed before the first run: a method has *learned* where the AUC of th
 at least 0.9 with every seed; it *respects* the assumption where it has learned and the AUC of the
 test bags is at least 0.75 with every seed, *violates* it where it has learned and the mean is below
 0.5, and is *unclear* between. What has not learned has shown nothing, either way. Bags and epochs
-were raised after the first run, in which `max_instance` had not learned `single`.
+were raised after the first run, in which `max_instance` had not learned `single`. Verdicts of
+`frequency` depend on the last digits of the arithmetic: with 3 seeds, `dsmil` was seen to respect
+it in one build and not to learn it in the next.
 """
 
 from __future__ import annotations
@@ -195,7 +197,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", default=list(AGGREGATORS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -38,7 +38,7 @@ from mil.aggregators import create, create_loss
 from mil.config import Compute
 from mil.data.bags import Bags
 
-DIM, WIDTH, BATCH_TILES, N_TEST = 512, 512, 4096, 100
+DIM, WIDTH, BATCH_TILES, N_TEST = 512, 512, 2**14, 100
 LR = 2e-4  # of a bag
 ARGS: dict[str, dict[str, Any]] = {
     "abmil": {"hidden": WIDTH, "attention_dim": 128},
@@ -112,7 +112,7 @@ def ours(n_bags: int, threads: int | None, method: str) -> Turn:
     extra = create_loss(method, bare)
     modules = nn.ModuleList([bare] if extra is None else [bare, extra])
     optimizer = loop.OPTIMIZERS.create(
-        "adamw", params=modules.parameters(), lr=4 * LR, weight_decay=1e-2
+        "adamw", params=modules.parameters(), lr=16 * LR, weight_decay=1e-2
     )
     model, optimizer = fabric.setup(bare, optimizer)
     order = np.random.default_rng(0)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mil.aggregators.contract import (
     AGGREGATORS,
     Aggregator,
     Output,
     check_sizes,
-    class_scores,
     linear,
 )
 from mil.aggregators.segments import segment_softmax, segment_sum, widened
@@ -29,11 +30,33 @@ class AttentionBranch(nn.Module):
         # Without a bias: softmax cancels it, so it would be a parameter that never learns.
         self.score = linear(attention_dim, n_scores, bias=False)
 
-    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Score rows ``(n_tiles, width)``: ``(n_tiles, n_scores)``."""
-        hidden = torch.tanh(widened(self.value(embedded)))  # (n_tiles, attention_dim)
-        scores: torch.Tensor = self.score(hidden)  # (n_tiles, n_scores)
-        return scores
+    def forward(self, embedded: Tensor, classifier: nn.Linear | None = None) -> Tensor:
+        """Score rows, and classify them where a classifier is given.
+
+        Args:
+            embedded: ``(n_tiles, width)``.
+            classifier: Linear on embedded rows; its bias is left out.
+
+        Returns:
+            ``(n_tiles, n_scores)``, or ``(n_tiles, n_scores + n_classes)`` in float32 or wider.
+        """
+        layers = self._layers()
+        n_hidden = sum(layer.out_features for layer in layers)
+        # One product for all layers: rows are read once and have one gradient.
+        beside = [] if classifier is None else [classifier]
+        made = F.linear(embedded, torch.cat([layer.weight for layer in [*layers, *beside]]))
+        hidden, of_class = made.split([n_hidden, made.shape[1] - n_hidden], dim=1)
+        hidden = widened(hidden) + torch.cat([layer.bias for layer in layers])
+        scores: Tensor = self.score(self._activated(*hidden.chunk(len(layers), dim=1)))
+        return scores if classifier is None else torch.cat([widened(scores), of_class], dim=1)
+
+    def _layers(self) -> list[nn.Linear]:
+        return [self.value]
+
+    def _activated(self, *hidden: Tensor) -> Tensor:
+        """``(n_tiles, attention_dim)`` of each layer to one such."""
+        (value,) = hidden
+        return torch.tanh(value)
 
 
 class GatedBranch(AttentionBranch):
@@ -43,12 +66,12 @@ class GatedBranch(AttentionBranch):
         super().__init__(width, attention_dim, n_scores)
         self.gate = linear(width, attention_dim, activation="sigmoid")
 
-    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Score rows ``(n_tiles, width)``: ``(n_tiles, n_scores)``."""
-        value, gate = widened(self.value(embedded)), widened(self.gate(embedded))
-        hidden = torch.tanh(value) * torch.sigmoid(gate)  # (n_tiles, attention_dim)
-        scores: torch.Tensor = self.score(hidden)  # (n_tiles, n_scores)
-        return scores
+    def _layers(self) -> list[nn.Linear]:
+        return [self.value, self.gate]
+
+    def _activated(self, *hidden: Tensor) -> Tensor:
+        value, gate = hidden
+        return torch.tanh(value) * torch.sigmoid(gate)
 
 
 @AGGREGATORS.register("abmil")
@@ -105,13 +128,16 @@ class ABMIL(Aggregator):
         self.attention = self._branch(hidden, attention_dim)
         self.classifier = linear(hidden, n_classes)
 
-    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> Output:
+    def forward(self, x: Tensor, offsets: Tensor) -> Output:
         """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``."""
-        tiles = self.tiles(x, offsets, self.embed)
-        weights = segment_softmax(tiles.map(self.attention).squeeze(1), offsets)  # (n_tiles,)
-        bags = tiles.sum(weights)  # (n_bags, hidden)
-        parts = None if self.training else class_scores(tiles, self.classifier) * weights[:, None]
-        return Output(self.classifier(bags), weights, contributions=parts)
+        read = partial(self.attention, classifier=self.classifier)
+        said = self.tiles(x, offsets, self.embed).map(read)  # (n_tiles, 1 + n_classes)
+        weights = segment_softmax(said[:, 0], offsets)  # (n_tiles,)
+        # Pooling and classifier are linear: tiles are classified and then pooled, which is the
+        # same and moves n_classes numbers a tile, not its embedding.
+        parts = weights[:, None] * said[:, 1:]  # (n_tiles, n_classes)
+        logits = segment_sum(parts, offsets) + self.classifier.bias
+        return Output(logits, weights, contributions=parts)
 
 
 @AGGREGATORS.register("gated_abmil")
@@ -194,10 +220,10 @@ class AdditiveMIL(Aggregator):
         )
         self.bias = nn.Parameter(torch.zeros(n_classes))
 
-    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> Output:
+    def forward(self, x: Tensor, offsets: Tensor) -> Output:
         """Classify bags and their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``."""
         tiles = self.tiles(x, offsets, self.embed)
         weights = segment_softmax(tiles.map(self.attention).squeeze(1), offsets)  # (n_tiles,)
         parts = widened(tiles.map(self.psi)) * weights[:, None]  # (n_tiles, n_classes)
         logits = segment_sum(parts, offsets) + self.bias  # (n_bags, n_classes)
-        return Output(logits, weights, contributions=None if self.training else parts)
+        return Output(logits, weights, contributions=parts)

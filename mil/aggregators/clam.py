@@ -14,10 +14,9 @@ from mil.aggregators.contract import (
     InstanceLoss,
     Output,
     check_sizes,
-    class_scores,
     linear,
 )
-from mil.aggregators.segments import segment_argsort, segment_ids, segment_softmax
+from mil.aggregators.segments import segment_argsort, segment_ids, segment_softmax, segment_sum
 from splits.errors import InputError
 
 __all__ = ["CLAMMB", "CLAMSB", "ClusterLoss"]
@@ -48,6 +47,11 @@ class _CLAM(Aggregator):
         )
         self.attention = GatedBranch(hidden, attention_dim, n_branches)
         self.classifier = linear(hidden, n_classes)
+
+    def _read(self, embedded: Tensor) -> Tensor:
+        """Attention scores and class scores of tiles, ``(n_tiles, n_branches + n_classes)``."""
+        read: Tensor = self.attention(embedded, self.classifier)
+        return read
 
 
 @AGGREGATORS.register("clam_sb")
@@ -99,10 +103,12 @@ class CLAMSB(_CLAM):
         ``auxiliary`` holds the embedded :class:`~mil.aggregators.tiles.Tiles`.
         """
         tiles = self.tiles(x, offsets, self.embed)
-        weights = segment_softmax(tiles.map(self.attention).squeeze(1), offsets)  # (n_tiles,)
-        bags = tiles.sum(weights)  # (n_bags, hidden)
-        parts = None if self.training else class_scores(tiles, self.classifier) * weights[:, None]
-        return Output(self.classifier(bags), weights, None, parts, auxiliary=tiles)
+        # As in ABMIL, tiles are classified and then pooled.
+        said = tiles.map(self._read)  # (n_tiles, 1 + n_classes)
+        weights = segment_softmax(said[:, 0], offsets)  # (n_tiles,)
+        parts = weights[:, None] * said[:, 1:]  # (n_tiles, n_classes)
+        logits = segment_sum(parts, offsets) + self.classifier.bias
+        return Output(logits, weights, None, parts, auxiliary=tiles)
 
 
 @AGGREGATORS.register("clam_mb")
@@ -152,12 +158,12 @@ class CLAMMB(_CLAM):
         :class:`~mil.aggregators.tiles.Tiles`.
         """
         tiles = self.tiles(x, offsets, self.embed)
-        by_class = segment_softmax(tiles.map(self.attention), offsets)  # (n_tiles, n_classes)
-        bags = tiles.sum(by_class)  # (n_bags, n_classes, hidden)
-        logits = (bags * self.classifier.weight).sum(2) + self.classifier.bias
+        said = tiles.map(self._read)  # (n_tiles, 2 * n_classes)
+        by_class = segment_softmax(said[:, : self.n_classes], offsets)  # (n_tiles, n_classes)
+        parts = by_class * said[:, self.n_classes :]  # (n_tiles, n_classes)
+        logits = segment_sum(parts, offsets) + self.classifier.bias
         predicted = logits.argmax(1)[segment_ids(offsets)]  # (n_tiles,)
         weights = by_class.gather(1, predicted[:, None]).squeeze(1)  # (n_tiles,)
-        parts = None if self.training else class_scores(tiles, self.classifier) * by_class
         return Output(logits, weights, by_class, parts, auxiliary=tiles)
 
 

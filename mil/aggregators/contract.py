@@ -50,7 +50,7 @@ class Output(NamedTuple):
             classes share one.
         contributions: ``(n_tiles, n_classes)``, what each tile adds to the logits of its bag:
             their sum over the bag and a bias that all bags share are the logits; None where logits
-            are no such sum, and in training, where nobody reads them.
+            are no such sum. In training some leave it out, where it would cost.
         auxiliary: What the instance loss of this method reads, and nobody else; the class says
             what it is.
     """
@@ -106,8 +106,10 @@ class Aggregator(nn.Module, ABC):
         squares = [np.square(features[b] - mean).sum(axis=0) for b in blocks]
         std = np.sqrt(np.sum(squares, axis=0) / len(rows))
         self.mean.copy_(torch.from_numpy(mean))
-        # A feature that is constant in training says nothing: it must not explode elsewhere.
-        self.std.copy_(torch.from_numpy(np.where(std > 1e-3 * std.max(), std, np.inf)))
+        # A feature that is constant in training, up to the rounding of its own values or of the
+        # largest feature's, says nothing: it must not explode elsewhere.
+        rounding = 1e-6 * np.maximum(np.abs(mean), std.max())
+        self.std.copy_(torch.from_numpy(np.where(std > rounding, std, np.inf)))
 
     def tiles(
         self,

@@ -215,13 +215,14 @@ class Tiles:
         device, wide = self._shift.device, self._shift.dtype
         half = torch.is_autocast_enabled(device.type)
         kind = torch.get_autocast_dtype(device.type) if half else wide
-        made = []
+        made = torch.empty(_rounded(stop - start), len(self._shift), dtype=kind, device=device)
+        made[stop - start :] = 0
         for first in range(start, stop, _READ):
             block = slice(first, min(first + _READ, stop))
             rows = self._x[block if where is None else where[block]].to(device, wide)
-            made.append(torch.addcmul(self._shift, rows, self._scale).to(kind))
-        n_more = _rounded(stop - start) - (stop - start)
-        return torch.cat([*made, torch.zeros(n_more, len(self._shift), dtype=kind, device=device)])
+            place = made[first - start : block.stop - start]
+            place.copy_(torch.addcmul(self._shift, rows, self._scale))
+        return made
 
     def _cuts(self) -> Iterator[tuple[int, Tensor]]:
         """Each chunk and the offsets of the parts of bags that lie in it."""

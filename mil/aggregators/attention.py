@@ -45,7 +45,7 @@ class AttentionBranch(nn.Module):
         # One product for all layers: rows are read once and have one gradient.
         beside = [] if classifier is None else [classifier]
         made = F.linear(embedded, torch.cat([layer.weight for layer in [*layers, *beside]]))
-        hidden, of_class = made.split([n_hidden, made.shape[1] - n_hidden], dim=1)
+        hidden, of_class = torch.split(made, [n_hidden, made.shape[1] - n_hidden], dim=1)
         hidden = widened(hidden) + torch.cat([layer.bias for layer in layers])
         scores: Tensor = self.score(self._activated(*hidden.chunk(len(layers), dim=1)))
         return scores if classifier is None else torch.cat([widened(scores), of_class], dim=1)

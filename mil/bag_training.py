@@ -23,6 +23,7 @@ from mil.cohort import Fold, positions_of
 from mil.config import Aggregator as Choice
 from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
+from mil.data.images import ahead
 from mil.models import aggregator_folder, new_aggregator, outputs
 from mil.seeds import derive, generator
 from splits.artifacts import digest
@@ -30,7 +31,8 @@ from splits.errors import InputError
 
 __all__ = ["Objective", "check", "class_weights", "fit_aggregator"]
 
-_FORM = 3  # of the weights: another one is trained anew
+_FORM = 4  # of the weights: another one is trained anew
+_AHEAD = 2  # batches that are read from disk and packed while others are learned from
 
 
 def check(settings: Mil) -> None:
@@ -195,7 +197,8 @@ def _batches(
         )
     budget = settings.batch_tiles
     plan = bags.plan(train, max_tiles=budget, generator=generator(seed, "order", epoch))
-    return loop.Batches(len(plan), map(partial(bags.batch, max_tiles=budget), plan[start:]))
+    packed = map(partial(bags.batch, max_tiles=budget), plan[start:])
+    return loop.Batches(len(plan), ahead(packed, _AHEAD))
 
 
 def _loss(fabric: Fabric, wrapped: nn.Module, batch: Batch) -> Tensor:

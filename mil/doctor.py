@@ -33,7 +33,15 @@ def examine() -> list[Finding]:
     precision = str(chosen._precision.precision)
     half = "bf16" in precision
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    packages = ("slidewise", "torch", "torchvision", "timm", "lightning-fabric", "scikit-learn")
+    packages = (
+        "slidewise",
+        "torch",
+        "torchvision",
+        "timm",
+        "lightning-fabric",
+        "scikit-learn",
+        "h5py",
+    )
     return [
         Finding("python", platform.python_version(), ""),
         *(Finding(name, _version(name), "") for name in packages),

@@ -7,7 +7,7 @@ share most of their tiles are copies, and one group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import pandas as pd
 
 from mil.config import Data
 from mil.features.bag import Bag, require_usable
+from mil.features.columns import Columns, Suspect
 from mil.features.copies import Copies, copies, row_digests
 from mil.features.folder import FeatureFiles, find
 from mil.features.labels import label
@@ -31,7 +32,7 @@ from splits.artifacts import (
     write_table,
 )
 from splits.content.links import components
-from splits.errors import InputError, unknown
+from splits.errors import InputError, NegativeVerdictError, unknown
 from splits.groups import UNITS, text
 
 __all__ = [
@@ -72,6 +73,7 @@ def bring_in(run: Path, data: Data, progress: Progress | None = None) -> None:
     Raises:
         InputError: A file that cannot be read or learned from, slides of several dimensions, no
             labels, or none that fit.
+        NegativeVerdictError: A column of the features holds the label.
     """
     if data.features is None:
         message = "data.features names no folder of feature files"
@@ -189,12 +191,14 @@ def _pack(
     advance = progress("features", len(order)) if progress else None
     parts: list[pd.DataFrame] = []
     told: dict[str, dict[str, list[str]]] = {kind: {} for kind in (*_COUNTED, "note")}
+    columns = Columns()
     with packed(run / MATRIX) as matrix:
         for name in order:
             bag = found.read(name)
             where = f"slide {name!r} ({found.files[name]})"
             require_usable(bag, where)
             matrix.add(bag.x, where)
+            columns.add(name, bag.x)
             parts.append(tile_rows(bag, tile_names(found, name, len(bag))))
             said = [("format", bag.form), ("frame", bag.frame or _no_frame(bag))]
             said += [("encoder", bag.encoder or UNKNOWN)]
@@ -204,6 +208,8 @@ def _pack(
             _require_one(told["encoder"])
             if advance is not None:
                 advance(1)
+        suspects = list(columns.suspects(dict(known["label"].astype(str))))
+        _refuse_labels(found, suspects)
     table = pd.concat(parts, ignore_index=True)
     for ours, theirs in (("slide_label", "label"), ("patient_id",) * 2, ("site_id",) * 2):
         table[ours] = table["slide_id"].map(known[theirs])
@@ -224,9 +230,22 @@ def _pack(
         "notes": [
             f"{note} ({len(names)} slide(s), the first is {names[0]!r})"
             for note, names in told["note"].items()
+        ]
+        + [
+            f"{len(one.columns)} column(s) {one.what} (`slidewise verify` lists them)"
+            for one in suspects
         ],
     }
     return result, facts
+
+
+def _refuse_labels(found: FeatureFiles, suspects: Sequence[Suspect]) -> None:
+    """Stop before the label is learned from itself."""
+    for one in suspects:
+        if one.severity == "unsafe":
+            listed = ", ".join(map(str, one.columns[:8])) + (", …" if len(one.columns) > 8 else "")
+            message = f"{found.root}: column(s) {listed} {one.what}: take them out"
+            raise NegativeVerdictError(message)
 
 
 def _require_one(encoders: Mapping[str, list[str]]) -> None:

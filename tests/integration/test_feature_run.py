@@ -20,7 +20,7 @@ from mil.new_slides import predict_new
 from mil.run import run
 from splits import ledger
 from splits.artifacts import read_json, read_table
-from splits.errors import InputError
+from splits.errors import InputError, NegativeVerdictError
 
 N_SLIDES, DIM = 60, 8
 
@@ -129,6 +129,17 @@ def test_what_is_unknown_of_the_encoder_is_said_once_and_kept(
     assert left[["level", "id", "cause"]].to_numpy().tolist() == [
         ["slide", "999", "it has no feature file"]
     ]
+
+
+def test_a_column_that_holds_the_label_stops_the_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    bag, y = np.repeat(np.arange(20), 4), np.arange(20) % 2
+    x = np.c_[rng.normal(size=(80, 5)), y[bag]].astype(np.float32)
+    np.savez(tmp_path / "set.npz", X=x, bag=bag, y=y)
+    given = settings.parse({"data": {"features": str(tmp_path / "set.npz")}}, "test")
+    with pytest.raises(NegativeVerdictError, match=r"column\(s\) 5 hold the label"):
+        run(tmp_path / "run", given, quiet)
+    assert not (tmp_path / "run" / "tiles.parquet").exists()
 
 
 def test_the_report_asks_for_no_pixels(cohort: tuple[Path, Config, list[str]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,15 +25,17 @@ __all__ = ["CLAMMB", "CLAMSB", "ClusterLoss"]
 
 
 class _CLAM(Aggregator):
+    _by_class: ClassVar[bool]
+    """Whether each class has an attention branch of its own."""
+
     def __init__(
         self,
         *,
         dim: int,
         n_classes: int,
-        hidden: int,
-        attention_dim: int,
-        dropout: float,
-        n_branches: int,
+        hidden: int = 512,
+        attention_dim: int = 256,
+        dropout: float = 0.0,
     ) -> None:
         check_sizes(
             n_classes=n_classes,
@@ -45,7 +49,7 @@ class _CLAM(Aggregator):
         self.embed = nn.Sequential(
             linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout)
         )
-        self.attention = GatedBranch(hidden, attention_dim, n_branches)
+        self.attention = GatedBranch(hidden, attention_dim, n_classes if self._by_class else 1)
         self.classifier = linear(hidden, n_classes)
 
     def _read(self, embedded: Tensor) -> Tensor:
@@ -79,23 +83,7 @@ class CLAMSB(_CLAM):
         InputError: An argument lies outside its range.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        n_classes: int,
-        hidden: int = 512,
-        attention_dim: int = 256,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(
-            dim=dim,
-            n_classes=n_classes,
-            hidden=hidden,
-            attention_dim=attention_dim,
-            dropout=dropout,
-            n_branches=1,
-        )
+    _by_class = False
 
     def forward(self, x: Tensor, offsets: Tensor) -> Output:
         """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``.
@@ -133,23 +121,7 @@ class CLAMMB(_CLAM):
         InputError: An argument lies outside its range.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        n_classes: int,
-        hidden: int = 512,
-        attention_dim: int = 256,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(
-            dim=dim,
-            n_classes=n_classes,
-            hidden=hidden,
-            attention_dim=attention_dim,
-            dropout=dropout,
-            n_branches=n_classes,
-        )
+    _by_class = True
 
     def forward(self, x: Tensor, offsets: Tensor) -> Output:
         """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``.

@@ -5,9 +5,9 @@ python benchmarks/aggregators.py [--methods abmil clam_sb dsmil] [--bags 200] [-
 Bags of lognormal size (about 1,000 tiles on average, 100 to 5,000) with 512 features in float32,
 all in memory; half of them have one tile in fifty moved along one direction. Every way trains its
 own model of the same widths in a process of its own, and the ways take turns. Ours: packed batches
-of 16,384 tiles made ahead, precision, memory and optimiser as training has them. torchmil: its models in its
-Trainer (validation on one bag, as it must have some), where it is installed (``pip install
-torchmil``). CLAM: its loop re-created from the paper, bag by bag in float32 with instance
+of 16,384 tiles made ahead, precision, memory and optimiser as training has them. torchmil: its
+models in its Trainer (validation on one bag, as it must have some), where it is installed (``pip
+install torchmil``). CLAM: its loop re-created from the paper, bag by bag in float32 with instance
 clustering by cross entropy. The AUROC on bags that were not seen says whether all have learned the
 same; the learning rate is in proportion to the bags of a step.
 

@@ -5,7 +5,7 @@ python benchmarks/aggregators.py [--methods abmil clam_sb dsmil] [--bags 200] [-
 Bags of lognormal size (about 1,000 tiles on average, 100 to 5,000) with 512 features in float32,
 all in memory; half of them have one tile in fifty moved along one direction. Every way trains its
 own model of the same widths in a process of its own, and the ways take turns. Ours: packed batches
-of 16,384 tiles made ahead, precision, memory and optimiser as training has them. torchmil: its
+of 16,384 tiles, precision, memory and optimiser as training has them. torchmil: its
 models in its Trainer (validation on one bag, as it must have some), where it is installed (``pip
 install torchmil``). CLAM: its loop re-created from the paper, bag by bag in float32 with instance
 clustering by cross entropy. The AUROC on bags that were not seen says whether all have learned the
@@ -37,7 +37,6 @@ from mil import devices, loop
 from mil.aggregators import create, create_loss
 from mil.config import Compute
 from mil.data.bags import Bags
-from mil.data.images import ahead
 
 DIM, WIDTH, BATCH_TILES, N_TEST = 512, 512, 2**14, 100
 LR = 2e-4  # of a bag
@@ -120,7 +119,7 @@ def ours(n_bags: int, threads: int | None, method: str) -> Turn:
 
     def epoch() -> None:
         model.train()
-        for batch in ahead(bags.batches(names, max_tiles=BATCH_TILES, generator=order), 2):
+        for batch in bags.batches(names, max_tiles=BATCH_TILES, generator=order):
             optimizer.zero_grad(set_to_none=True)
             output = model(batch.x, batch.offsets)
             loss = F.cross_entropy(output.logits.float(), batch.label)

@@ -5,7 +5,7 @@ python benchmarks/large_bags.py [--bags 10000] [--folder /tmp]
 1. One step of ABMIL on a bag of 200,000 tiles of 512 float16 features in a memory map: seconds and
    peak memory above the start of the process, of which the pages of the map that the system keeps
    for as long as nobody needs the room are told apart.
-2. An epoch of ABMIL on bags of 1,000 x 512 float16, batches of 16 bags made ahead as training makes
+2. An epoch of ABMIL on bags of 1,000 x 512 float16, batches of 16 bags as training makes
    them: rate from a memory map whose pages were dropped, against a tenth of it held in memory.
 
 The cohort takes 1 MB a bag; where less than four times that is free, fewer bags are written. All
@@ -33,7 +33,6 @@ from mil import devices
 from mil.aggregators import create
 from mil.config import Compute
 from mil.data.bags import Bags
-from mil.data.images import ahead
 
 DIM, BAG, HUGE, BATCH = 512, 1000, 200_000, 16_000
 
@@ -102,7 +101,7 @@ def rate(features: np.ndarray, n_bags: int, threads: int | None) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     plan = bags.plan(names, max_tiles=BATCH, generator=np.random.default_rng(0))
     began, total = time.perf_counter(), 0
-    for batch in ahead(map(bags.batch, plan), 2):
+    for batch in map(bags.batch, plan):
         optimizer.zero_grad(set_to_none=True)
         with fabric.autocast():
             logits = model(batch.x, batch.offsets).logits

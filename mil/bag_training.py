@@ -23,7 +23,6 @@ from mil.cohort import Fold, positions_of
 from mil.config import Aggregator as Choice
 from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
-from mil.data.images import ahead
 from mil.models import aggregator_folder, new_aggregator, outputs
 from mil.seeds import derive, generator
 from splits.artifacts import digest
@@ -32,7 +31,6 @@ from splits.errors import InputError
 __all__ = ["Objective", "check", "class_weights", "fit_aggregator"]
 
 _FORM = 4  # of the weights: another one is trained anew
-_AHEAD = 2  # batches that are read from disk and packed while others are learned from
 
 
 def check(settings: Mil) -> None:
@@ -197,8 +195,7 @@ def _batches(
         )
     budget = settings.batch_tiles
     plan = bags.plan(train, max_tiles=budget, generator=generator(seed, "order", epoch))
-    packed = map(partial(bags.batch, max_tiles=budget), plan[start:])
-    return loop.Batches(len(plan), ahead(packed, _AHEAD))
+    return loop.Batches(len(plan), map(partial(bags.batch, max_tiles=budget), plan[start:]))
 
 
 def _loss(fabric: Fabric, wrapped: nn.Module, batch: Batch) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-# Two workers share two cores, and tensors as small as these gain nothing from a second thread:
-# without this the contract tests took five times as long. Runs set their own number.
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two workers share two cores; a run that a test starts may set another number."""
+    torch.set_num_threads(1)

@@ -101,7 +101,7 @@ def rate(features: np.ndarray, n_bags: int, threads: int | None) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     plan = bags.plan(names, max_tiles=BATCH, generator=np.random.default_rng(0))
     began, total = time.perf_counter(), 0
-    for batch in map(bags.batch, plan):
+    for batch in bags.packed(plan):
         optimizer.zero_grad(set_to_none=True)
         with fabric.autocast():
             logits = model(batch.x, batch.offsets).logits

@@ -195,7 +195,7 @@ def _batches(
         )
     budget = settings.batch_tiles
     plan = bags.plan(train, max_tiles=budget, generator=generator(seed, "order", epoch))
-    return loop.Batches(len(plan), map(partial(bags.batch, max_tiles=budget), plan[start:]))
+    return loop.Batches(len(plan), bags.packed(plan[start:], max_tiles=budget))
 
 
 def _loss(fabric: Fabric, wrapped: nn.Module, batch: Batch) -> Tensor:

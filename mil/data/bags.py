@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import mmap
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import zip_longest
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from splits.errors import InputError
 __all__ = ["Bags", "Batch"]
 
 Rows = npt.NDArray[np.int64]
+_WILLNEED: Final[int | None] = getattr(mmap, "MADV_WILLNEED", None)  # Windows has none
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,15 @@ class Bags:
     ) -> Iterator[Batch]:
         """The batches of :meth:`plan`, packed one at a time."""
         plan = self.plan(slide_ids, max_tiles=max_tiles, generator=generator)
-        return map(partial(self.batch, max_tiles=max_tiles), plan)
+        return self.packed(plan, max_tiles=max_tiles)
+
+    def packed(
+        self, plan: Sequence[Sequence[str]], *, max_tiles: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches of a plan; the disk reads the next one while one is in use."""
+        for slides, following in zip_longest(plan, plan[1:], fillvalue=()):
+            self._expect(following)
+            yield self.batch(slides, max_tiles=max_tiles)
 
     def plan(
         self,
@@ -265,6 +276,22 @@ class Bags:
             )
             raise InputError(message)
         return torch.from_numpy(np.concatenate(found)) if found else None
+
+    def _expect(self, slide_ids: Sequence[str]) -> None:
+        """Ask the system for the pages of these slides, without waiting for them."""
+        features: Any = self._features  # of which only a memory map has what is asked here
+        mapped = getattr(features, "_mmap", None)
+        if mapped is None or features.base is not mapped or _WILLNEED is None:
+            return
+        # A map begins at a multiple of the granularity, the matrix where its header ends.
+        first = features.offset % mmap.ALLOCATIONGRANULARITY
+        width = features.strides[0]
+        for slide in slide_ids:
+            rows = self._rows_of(slide)
+            if int(rows[-1]) - int(rows[0]) < 2 * len(rows):  # else mostly of other slides
+                start = (first + int(rows[0]) * width) // mmap.PAGESIZE * mmap.PAGESIZE
+                stop = first + (int(rows[-1]) + 1) * width
+                mapped.madvise(_WILLNEED, start, stop - start)
 
     def _read(self, rows: Rows) -> Features:
         first, last = int(rows[0]), int(rows[-1])

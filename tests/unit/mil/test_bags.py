@@ -76,6 +76,21 @@ def test_a_bag_beyond_the_budget_is_a_view_of_the_memory_map(tmp_path: Path) -> 
     assert kinds == [True, True]
 
 
+def test_batches_read_ahead_from_a_memory_map_are_the_same(tmp_path: Path) -> None:
+    source = np.random.default_rng(0).normal(size=(3000, 7)).astype(np.float32)
+    save_features(tmp_path / "f.npy", source)
+    rows = {f"{i:02}": np.arange(i * 100, i * 100 + 100) for i in range(29)}
+    rows["98"], rows["99"] = np.arange(2901, 3000), np.array([2900])
+    labels = dict.fromkeys(rows, 0)
+    mapped = open_features(tmp_path / "f.npy")
+    for features in (mapped, mapped[:]):  # a view of a map has other places
+        bags = Bags(features, rows, labels)
+        plan = bags.plan(bags.slide_ids, max_tiles=250)
+        for batch, slides in zip(bags.packed(plan), plan, strict=True):
+            assert batch.slide_ids == tuple(slides)
+            np.testing.assert_array_equal(batch.x.numpy(), source[batch.rows.numpy()])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=2, max_size=6),

@@ -30,6 +30,8 @@ def read(path: Path, slide_id: str) -> Bag:
     try:
         with h5py.File(path, "r") as file:
             return _stamp(file, path, slide_id) if "feats" in file else _clam(file, path, slide_id)
+    except InputError:
+        raise  # the file was read, and says what it lacks
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         message = f"{path} cannot be read, it is cut short, damaged or no HDF5 file ({error})"
         raise InputError(message) from error

@@ -80,6 +80,8 @@ def _opened(path: Path) -> tuple[list[str] | None, npt.NDArray[Any]]:
         raise InputError(message)
     try:
         return _load(path)
+    except InputError:
+        raise  # it names the file already
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         message = f"{path} is not a readable embedding ({error})"
         raise InputError(message) from error

@@ -291,8 +291,9 @@ def test_numpy_files_cut_short(tmp_path: Path) -> None:
 def test_coordinates_alone_are_no_features(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "s_patches.h5", "w") as file:
         file["coords"] = COORDS
-    with pytest.raises(InputError, match="a file of coordinates"):
+    with pytest.raises(InputError, match="a file of coordinates") as raised:
         find(tmp_path).read("s_patches")
+    assert "damaged" not in str(raised.value), "the file is whole"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ from mil.aggregators.contract import (
     Aggregator,
     Output,
     check_sizes,
+    embedding,
     linear,
+    of_winner,
 )
 from mil.aggregators.segments import segment_softmax, segment_sum, widened
+from mil.aggregators.tiles import Tiles
 
 __all__ = ["ABMIL", "AdditiveMIL", "AttentionBranch", "GatedABMIL", "GatedBranch"]
 
@@ -104,6 +107,8 @@ class ABMIL(Aggregator):
     """
 
     _branch: ClassVar[type[AttentionBranch]] = AttentionBranch
+    _by_class: ClassVar[bool] = False
+    """Whether each class has an attention of its own."""
 
     def __init__(
         self,
@@ -122,22 +127,25 @@ class ABMIL(Aggregator):
             attention_dim=attention_dim,
         )
         super().__init__(dim, n_classes)
-        self.embed = nn.Sequential(
-            linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout)
-        )
-        self.attention = self._branch(hidden, attention_dim)
+        self.embed = embedding(dim, hidden, dropout)
+        self.attention = self._branch(hidden, attention_dim, n_classes if self._by_class else 1)
         self.classifier = linear(hidden, n_classes)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Output:
         """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``."""
-        read = partial(self.attention, classifier=self.classifier)
-        said = self.tiles(x, offsets, self.embed).map(read)  # (n_tiles, 1 + n_classes)
-        weights = segment_softmax(said[:, 0], offsets)  # (n_tiles,)
+        return self._pooled(self.tiles(x, offsets, self.embed))
+
+    def _pooled(self, tiles: Tiles) -> Output:
         # Pooling and classifier are linear: tiles are classified and then pooled, which is the
         # same and moves n_classes numbers a tile, not its embedding.
-        parts = weights[:, None] * said[:, 1:]  # (n_tiles, n_classes)
-        logits = segment_sum(parts, offsets) + self.classifier.bias
-        return Output(logits, weights, contributions=parts)
+        said = tiles.map(partial(self.attention, classifier=self.classifier))
+        scores, of_class = said[:, : -self.n_classes], said[:, -self.n_classes :]
+        weights = segment_softmax(scores, tiles.offsets)  # (n_tiles, 1 or n_classes)
+        parts = weights * of_class  # (n_tiles, n_classes)
+        logits = segment_sum(parts, tiles.offsets) + self.classifier.bias
+        if not self._by_class:
+            return Output(logits, weights.squeeze(1), contributions=parts)
+        return Output(logits, of_winner(weights, logits, tiles.offsets), weights, parts)
 
 
 @AGGREGATORS.register("gated_abmil")
@@ -209,9 +217,7 @@ class AdditiveMIL(Aggregator):
             score_dim=score_dim,
         )
         super().__init__(dim, n_classes)
-        self.embed = nn.Sequential(
-            linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout)
-        )
+        self.embed = embedding(dim, hidden, dropout)
         self.attention = AttentionBranch(hidden, attention_dim)
         self.psi = nn.Sequential(
             linear(hidden, score_dim, activation="relu", bias=False),

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mil.aggregators.attention import GatedBranch
+from mil.aggregators.attention import GatedABMIL
 from mil.aggregators.contract import (
     AGGREGATORS,
     INSTANCE_LOSSES,
-    Aggregator,
     InstanceLoss,
     Output,
     check_sizes,
     linear,
 )
-from mil.aggregators.segments import segment_argsort, segment_ids, segment_softmax, segment_sum
+from mil.aggregators.segments import segment_argsort, segment_ids
 from splits.errors import InputError
 
 __all__ = ["CLAMMB", "CLAMSB", "ClusterLoss"]
 
 
-class _CLAM(Aggregator):
-    _by_class: ClassVar[bool]
-    """Whether each class has an attention branch of its own."""
+class _CLAM(GatedABMIL):
+    """Gated ABMIL with CLAM's widths, whose tiles its loss can read."""
 
     def __init__(
         self,
@@ -37,25 +33,21 @@ class _CLAM(Aggregator):
         attention_dim: int = 256,
         dropout: float = 0.0,
     ) -> None:
-        check_sizes(
-            n_classes=n_classes,
-            dropout=dropout,
+        super().__init__(
             dim=dim,
+            n_classes=n_classes,
             hidden=hidden,
             attention_dim=attention_dim,
+            dropout=dropout,
         )
-        super().__init__(dim, n_classes)
-        self.hidden = hidden
-        self.embed = nn.Sequential(
-            linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout)
-        )
-        self.attention = GatedBranch(hidden, attention_dim, n_classes if self._by_class else 1)
-        self.classifier = linear(hidden, n_classes)
 
-    def _read(self, embedded: Tensor) -> Tensor:
-        """Attention scores and class scores of tiles, ``(n_tiles, n_branches + n_classes)``."""
-        read: Tensor = self.attention(embedded, self.classifier)
-        return read
+    def forward(self, x: Tensor, offsets: Tensor) -> Output:
+        """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``.
+
+        ``auxiliary`` holds the embedded :class:`~mil.aggregators.tiles.Tiles`.
+        """
+        tiles = self.tiles(x, offsets, self.embed)
+        return self._pooled(tiles)._replace(auxiliary=tiles)
 
 
 @AGGREGATORS.register("clam_sb")
@@ -83,21 +75,6 @@ class CLAMSB(_CLAM):
         InputError: An argument lies outside its range.
     """
 
-    _by_class = False
-
-    def forward(self, x: Tensor, offsets: Tensor) -> Output:
-        """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``.
-
-        ``auxiliary`` holds the embedded :class:`~mil.aggregators.tiles.Tiles`.
-        """
-        tiles = self.tiles(x, offsets, self.embed)
-        # As in ABMIL, tiles are classified and then pooled.
-        said = tiles.map(self._read)  # (n_tiles, 1 + n_classes)
-        weights = segment_softmax(said[:, 0], offsets)  # (n_tiles,)
-        parts = weights[:, None] * said[:, 1:]  # (n_tiles, n_classes)
-        logits = segment_sum(parts, offsets) + self.classifier.bias
-        return Output(logits, weights, None, parts, auxiliary=tiles)
-
 
 @AGGREGATORS.register("clam_mb")
 class CLAMMB(_CLAM):
@@ -122,21 +99,6 @@ class CLAMMB(_CLAM):
     """
 
     _by_class = True
-
-    def forward(self, x: Tensor, offsets: Tensor) -> Output:
-        """Classify bags and weigh their tiles: ``x (n_tiles, dim)``, ``offsets (n_bags + 1,)``.
-
-        ``attention`` is that of the class with the highest logit; ``auxiliary`` holds the embedded
-        :class:`~mil.aggregators.tiles.Tiles`.
-        """
-        tiles = self.tiles(x, offsets, self.embed)
-        said = tiles.map(self._read)  # (n_tiles, 2 * n_classes)
-        by_class = segment_softmax(said[:, : self.n_classes], offsets)  # (n_tiles, n_classes)
-        parts = by_class * said[:, self.n_classes :]  # (n_tiles, n_classes)
-        logits = segment_sum(parts, offsets) + self.classifier.bias
-        predicted = logits.argmax(1)[segment_ids(offsets)]  # (n_tiles,)
-        weights = by_class.gather(1, predicted[:, None]).squeeze(1)  # (n_tiles,)
-        return Output(logits, weights, by_class, parts, auxiliary=tiles)
 
 
 @INSTANCE_LOSSES.register("clam_sb")
@@ -192,7 +154,7 @@ class ClusterLoss(InstanceLoss):
         self.n_classes, self.k, self.subtyping = aggregator.n_classes, k, subtyping
         self.margin = margin
         self.weight = (1 - bag_weight) / bag_weight
-        self.clusters = linear(aggregator.hidden, 2 * self.n_classes)
+        self.clusters = linear(aggregator.classifier.in_features, 2 * self.n_classes)
 
     def forward(self, output: Output, offsets: Tensor, label: Tensor) -> Tensor:
         """Mean over the bags: ``offsets (n_bags + 1,)``, ``label (n_bags,)`` to a scalar."""

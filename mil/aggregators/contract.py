@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mil.aggregators.segments import segment_ids
 from mil.aggregators.tiles import Tiles
 from mil.registry import Registry
 from splits.errors import InputError
@@ -30,7 +31,9 @@ __all__ = [
     "Output",
     "check_sizes",
     "class_scores",
+    "embedding",
     "linear",
+    "of_winner",
 ]
 
 
@@ -193,6 +196,26 @@ def linear(
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def embedding(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+    """The first layer of most methods: ``ReLU(W x + b)`` on each tile, then dropout."""
+    return nn.Sequential(linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout))
+
+
+def of_winner(by_class: Tensor, logits: Tensor, offsets: Tensor) -> Tensor:
+    """Attention for the class with the highest logit of each bag.
+
+    Args:
+        by_class: ``(n_tiles, n_classes)``.
+        logits: ``(n_bags, n_classes)``.
+        offsets: ``(n_bags + 1,)``.
+
+    Returns:
+        ``(n_tiles,)``.
+    """
+    winner = logits.argmax(1)[segment_ids(offsets)]  # (n_tiles,)
+    return by_class.gather(1, winner[:, None]).squeeze(1)
 
 
 def class_scores(tiles: Tiles, classifier: nn.Linear) -> Tensor:

@@ -14,9 +14,11 @@ from mil.aggregators.contract import (
     Output,
     check_sizes,
     class_scores,
+    embedding,
     linear,
+    of_winner,
 )
-from mil.aggregators.segments import segment_highest, segment_ids, segment_max, segment_softmax
+from mil.aggregators.segments import segment_highest, segment_max, segment_softmax
 from mil.aggregators.tiles import Tiles
 
 __all__ = ["DSMIL", "CriticalInstanceLoss"]
@@ -73,13 +75,7 @@ class DSMIL(Aggregator):
             n_classes=n_classes, dropout=dropout, dim=dim, hidden=width, query_dim=query_dim
         )
         super().__init__(dim, n_classes)
-        self.embed = (
-            nn.Dropout(dropout)
-            if hidden is None
-            else nn.Sequential(
-                linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout)
-            )
-        )
+        self.embed = nn.Dropout(dropout) if hidden is None else embedding(dim, hidden, dropout)
         self.query = linear(width, query_dim)
         self.classifier = linear(n_classes * width, n_classes)
         self.instance = linear(width, n_classes)
@@ -97,8 +93,7 @@ class DSMIL(Aggregator):
         by_class = segment_softmax(tiles.dot(keys), offsets)  # (n_tiles, n_classes)
         bags = tiles.sum(by_class)  # (n_bags, n_classes, width)
         logits = self.classifier(bags.flatten(1))
-        predicted = logits.argmax(1)[segment_ids(offsets)]  # (n_tiles,)
-        weights = by_class.gather(1, predicted[:, None]).squeeze(1)  # (n_tiles,)
+        weights = of_winner(by_class, logits, offsets)  # (n_tiles,)
         parts = None if self.training else self._contributions(tiles, by_class)
         return Output(logits, weights, by_class, parts, segment_max(scores, offsets))
 

@@ -17,6 +17,7 @@ from mil.aggregators.contract import (
     Output,
     check_sizes,
     class_scores,
+    embedding,
     linear,
 )
 from mil.aggregators.segments import (
@@ -104,9 +105,7 @@ class DTFD(Aggregator):
             raise unknown(kind, str(distill), _DISTILL)
         super().__init__(dim, n_classes)
         self.n_pseudo, self.distill = n_pseudo, distill
-        self.embed = nn.Sequential(
-            linear(dim, hidden, activation="relu"), nn.ReLU(), nn.Dropout(dropout)
-        )
+        self.embed = embedding(dim, hidden, dropout)
         self.tile_attention = GatedBranch(hidden, attention_dim)
         self.tile_classifier = linear(hidden, n_classes)
         self.attention = GatedBranch(hidden, attention_dim)

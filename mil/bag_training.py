@@ -1,8 +1,8 @@
-"""Training of one aggregator on the bags of a fold."""
+"""Training of the aggregators on the bags of a fold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from mil.cohort import Fold, positions_of
 from mil.config import Aggregator as Choice
 from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
+from mil.data.store import Features
 from mil.models import aggregator_folder, new_aggregator, outputs
 from mil.seeds import derive, generator
 from splits.artifacts import digest
 from splits.errors import InputError
 
-__all__ = ["Objective", "check", "class_weights", "fit_aggregator"]
+__all__ = ["Objective", "check", "class_weights", "fit_fold"]
 
 _FORM = 4  # of the weights: another one is trained anew
 
@@ -66,9 +67,26 @@ def check(settings: Mil) -> None:
         check_vote(vote.name, **vote.args)
 
 
-def fit_aggregator(run: Path, config: Config, fold: Fold, choice: Choice, fabric: Fabric) -> None:
-    """Train one aggregator of the config, every seed of it, or do nothing where that is done."""
+def fit_fold(
+    run: Path, config: Config, fold: Fold, fabric: Fabric, say: Callable[[str], object]
+) -> None:
+    """Train every aggregator of the config, every seed of it; what is trained already is kept."""
+    # Opening reads every value once, so it is done once for all of them.
     features, made_from = encode.bag_features(run, config, fold)
+    for choice in config.mil.aggregators:
+        _fit(run, config, fold, choice, fabric, features, made_from)
+        say(f"fold {fold.number}: {choice.name} trained")
+
+
+def _fit(
+    run: Path,
+    config: Config,
+    fold: Fold,
+    choice: Choice,
+    fabric: Fabric,
+    features: Features,
+    made_from: str,
+) -> None:
     settings = config.mil
     seen, judges = fold.slides["train"], fold.slides["val"]
     placed = None

@@ -102,9 +102,7 @@ def aggregators(run: Path, config: Config, say: Say = print) -> None:
     """Train every aggregator of the config on every fold's bags, in one process."""
     fabric = devices.fabric(config.compute, processes=1)
     for fold in folds_of(run, config):
-        for choice in config.mil.aggregators:
-            bag_training.fit_aggregator(run, config, fold, choice, fabric)
-            say(f"fold {fold.number}: {choice.name} trained")
+        bag_training.fit_fold(run, config, fold, fabric, say)
 
 
 @dataclass(frozen=True)

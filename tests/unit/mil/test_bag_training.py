@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from mil import aggregators, checkpoint, devices, encode
 from mil.aggregators import INSTANCE_LOSSES, contract, create_loss
-from mil.bag_training import Objective, check, class_weights, fit_aggregator
+from mil.bag_training import Objective, check, class_weights, fit_fold
 from mil.cohort import Fold
 from mil.config import Aggregator, Compute, Config, Data, Mil
 from mil.data.bags import Bags, Batch
@@ -89,7 +89,7 @@ def train(
                 return whole(bags, *args, **kwargs)
 
             patch.setattr(Bags, "batch", batch)
-        fit_aggregator(run, config, fold, choice, fabric)
+        fit_fold(run, config, fold, fabric, str)
     return run / "aggregators" / choice.name / "fold0"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -202,7 +201,7 @@ class SlideClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _batches(self, bags: Bags, epoch: int) -> Batches[Batch]:
         order = generator(self.seed, "order", epoch)
         plan = bags.plan(bags.slide_ids, max_tiles=self.batch_tiles, generator=order)
-        return Batches(len(plan), map(partial(bags.batch, max_tiles=self.batch_tiles), plan))
+        return Batches(len(plan), bags.packed(plan, max_tiles=self.batch_tiles))
 
     def _outputs(self, X: Any) -> Iterator[tuple[Output, Offsets]]:  # noqa: N803
         check_is_fitted(self)

@@ -109,7 +109,7 @@ def evaluate_run(path: Path, config: Config) -> None:
 
 def report_run(path: Path, config: Config) -> Path:
     """``report.html`` from the tables of the run."""
-    return report.build(path, data_root=None, read_tile=prepare.tile_reader(path, config))
+    return report.build(path, read_tile=prepare.tile_reader(path, config))
 
 
 def demo_config() -> Config:

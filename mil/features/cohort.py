@@ -243,8 +243,7 @@ def _refuse_labels(found: FeatureFiles, suspects: Sequence[Suspect]) -> None:
     """Stop before the label is learned from itself."""
     for one in suspects:
         if one.severity == "unsafe":
-            listed = ", ".join(map(str, one.columns[:8])) + (", …" if len(one.columns) > 8 else "")
-            message = f"{found.root}: column(s) {listed} {one.what}: take them out"
+            message = f"{found.root}: column(s) {one.listed} {one.what}: take them out"
             raise NegativeVerdictError(message)
 
 

@@ -17,6 +17,7 @@ __all__ = ["Columns", "Suspect"]
 
 Severity = Literal["unsafe", "warning", "note"]
 _CHANCE: Final = 0.01  # expected number of columns that separate the classes by chance
+_LISTED: Final = 8
 _WORDS: Final = {"low": "smallest", "high": "largest", "mean": "mean"}
 
 
@@ -28,6 +29,12 @@ class Suspect:
     severity: Severity
     columns: list[int]
     what: str
+
+    @property
+    def listed(self) -> str:
+        """The first columns, in words."""
+        more = ", ..." if len(self.columns) > _LISTED else ""
+        return ", ".join(map(str, self.columns[:_LISTED])) + more
 
 
 class Columns:

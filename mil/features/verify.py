@@ -174,9 +174,7 @@ class _Tally:
         yield from self._copied(labels)
         for columns in self.columns.values():
             for one in columns.suspects(labels):
-                listed = ", ".join(map(str, one.columns[:8]))
-                more = ", ..." if len(one.columns) > 8 else ""
-                message = f"{len(one.columns)} column(s) {one.what}: {listed}{more}"
+                message = f"{len(one.columns)} column(s) {one.what}: {one.listed}"
                 yield _finding(one.kind, one.severity, message, columns=one.columns)
         for severity in ("warning", "note"):
             for words, names in self.by[severity].items():

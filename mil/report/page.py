@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,18 @@ from mil.report.inputs import Inputs
 from mil.report.pictures import ReadTile
 from mil.report.templates import inline, write_page
 from mil.report.verdict import heading, verdict
-from splits.images import read_tile as read_from_disk
 
 __all__ = ["build"]
 
 
-def build(run: Path, *, data_root: Path | None, read_tile: ReadTile | None) -> Path:
+def build(run: Path, *, read_tile: ReadTile | None) -> Path:
     """Write ``run/report.html``: one file, no network, from tables only.
 
     Optional inputs that are missing become a sentence on the page.
 
     Args:
         run: The run folder.
-        data_root: Folder that tile ids are relative to, read where ``read_tile`` is not given.
-        read_tile: Gives the pixels (H, W, 3) uint8 of a tile id.
+        read_tile: Gives the pixels (H, W, 3) uint8 of a tile id; None where there are none.
 
     Returns:
         The path of the page.
@@ -37,8 +34,6 @@ def build(run: Path, *, data_root: Path | None, read_tile: ReadTile | None) -> P
         InputError: ``metrics.json`` or ``predictions.parquet`` is missing, or a file is damaged.
     """
     found = inputs.read(run)
-    if read_tile is None and data_root is not None:
-        read_tile = partial(read_from_disk, data_root)
     return write_page(run / "report.html", "template.html.j2", _context(found, read_tile))
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mil.tissue import FEATURES
 from splits import tiles as tile_table
 from splits.artifacts import write_csv, write_json, write_table
 from splits.errors import InputError
+from splits.images import read_tile
 
 CLASSES = ["breast", "kidney", "lung"]
 METHODS = ["vote", "mean_probability", "mean", "abmil"]
@@ -222,7 +224,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> Page:
-    return Page(build(run, data_root=None, read_tile=paint))
+    return Page(build(run, read_tile=paint))
 
 
 def test_page_is_one_file_that_asks_no_network(page: Page) -> None:
@@ -297,10 +299,10 @@ def test_strips_show_both_ends_of_the_attention(run: Path) -> None:
 
 
 def test_markup_in_names_is_text(tmp_path: Path) -> None:
-    plain = Page(build(make_run(tmp_path / "a", n_slides=15), data_root=None, read_tile=None))
+    plain = Page(build(make_run(tmp_path / "a", n_slides=15), read_tile=None))
     run = make_run(tmp_path / "b", n_slides=15, hostile=HOSTILE)
     (run / "config.yaml").write_text(f"name: {HOSTILE}\n", encoding="utf-8")
-    hostile = Page(build(run, data_root=None, read_tile=None))
+    hostile = Page(build(run, read_tile=None))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
     assert not hostile.unbalanced
     assert not any("onerror" in attributes for _, attributes in hostile.tags)
@@ -320,7 +322,7 @@ def test_minimal_run_builds_and_says_what_is_missing(tmp_path: Path) -> None:
     bare.mkdir()
     for name in ("metrics.json", "predictions.parquet"):
         shutil.copy(full / name, bare / name)
-    page = Page(build(bare, data_root=None, read_tile=None))
+    page = Page(build(bare, read_tile=None))
     assert not page.unbalanced
     for words in (
         "No tile predictions", "No training log of an encoder", "No attention table",
@@ -335,7 +337,7 @@ def test_missing_required_table_names_the_verb(tmp_path: Path, missing: str) -> 
     run = make_run(tmp_path, n_slides=6)
     (run / missing).unlink()
     with pytest.raises(InputError, match=f"{missing}.*slidewise evaluate"):
-        build(run, data_root=None, read_tile=None)
+        build(run, read_tile=None)
 
 
 def test_frozen_encoder_and_rgb_are_said(tmp_path: Path) -> None:
@@ -344,7 +346,7 @@ def test_frozen_encoder_and_rgb_are_said(tmp_path: Path) -> None:
     write_json(run / "encoder/fold0/card.json", {"name": "resnet18"}, {})
     stain = pd.read_parquet(run / "stain.parquet").assign(method="none")
     write_table(run / "stain.parquet", stain, {})
-    page = Page(build(run, data_root=None, read_tile=paint))
+    page = Page(build(run, read_tile=paint))
     assert "it was used as it is, frozen" in page.text
     assert "method none" in page.text
     assert "Eosin" not in page.text.split("Stain of each site")[1].split("Balance of the split")[0]
@@ -368,7 +370,7 @@ def test_tissue_types_show_where_a_split_balances_them(tmp_path: Path, page: Pag
     ]
     folds[0].loc[:2, "part"] = folds[1].loc[3:, "part"] = "test"
     write_csv(run / "split.csv", pd.concat(folds))
-    found = Page(build(run, data_root=None, read_tile=paint))
+    found = Page(build(run, read_tile=paint))
     assert not found.unbalanced
     section = found.text.split("Tissue types")[1].split("Audit of the split")[0]
     assert "24 tiles of 6 slides and 6 patients" in section
@@ -385,7 +387,7 @@ def test_tiles_come_from_the_data_root_and_lost_ones_leave_a_note(tmp_path: Path
         path = tmp_path / "data" / tile_id
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(paint(tile_id)).save(path)
-    page = Page(build(run, data_root=tmp_path / "data", read_tile=None))
+    page = Page(build(run, read_tile=partial(read_tile, tmp_path / "data")))
     assert page.count("img") > 10
     assert page.text.count("not read") == 1
 
@@ -544,7 +546,7 @@ def test_browser_draws_every_chart_without_an_error(
     tmp_path: Path, browse: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     run = make_run(tmp_path / "run", n_slides=15, hostile=HOSTILE)
-    path = build(run, data_root=None, read_tile=paint)
+    path = build(run, read_tile=paint)
     n_charts = len(Page(path).charts())
     result = browse(path, "--dump-dom", "--window-size=390,900")
     errors = [line for line in result.stderr.splitlines() if "CONSOLE" in line]

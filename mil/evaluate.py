@@ -4,16 +4,13 @@ Only the test part counts, pooled over folds: with k folds every slide is tested
 models that never saw it. Intervals draw whole patients (:mod:`mil.statistics`), the same patients
 for every method, so that methods can be compared in pairs.
 
-The labels of test slides are behind a seal: :func:`open_test_labels` is the only place where this
-module gets at them, and it writes every look to ``seal.json``. A number that was picked after many
-looks is not an estimate of anything; the counter lets a reader see that.
+The labels of test slides are behind a seal (:mod:`mil.seal`), which counts every look.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +34,7 @@ from mil.predictions import (
     read_tiles,
     tested_folds,
 )
+from mil.seal import open_test_labels
 from splits import tiles
 from splits.artifacts import digest, read_json, read_table, write_json
 from splits.errors import InputError, unknown
@@ -47,7 +45,6 @@ __all__ = [
     "evaluate",
     "flipped",
     "localisation",
-    "open_test_labels",
     "rival",
 ]
 
@@ -137,48 +134,6 @@ def evaluate(
         write_json(run / "localisation.json", found, digests)
     write_json(run / "metrics.json", result, digests)
     return result
-
-
-def open_test_labels(run: Path, predictions: pd.DataFrame, stage: str) -> pd.Series:
-    """Break the seal: give the labels of the predicted test slides, and count one look.
-
-    Every call is a look, also one at the same predictions: whether the eyes were the same cannot
-    be known, and a counter that forgives is no counter. The entry in ``seal.json`` has the
-    time, the stage and the digest of the predictions, so that repeats can be told from new ones.
-
-    Args:
-        run: The run folder, with ``tiles.parquet``.
-        predictions: Slide predictions; only rows of the test part are used.
-        stage: Who looks: ``"evaluate"``.
-
-    Returns:
-        Label by slide, sorted by ``slide_id``.
-
-    Raises:
-        InputError: A slide is not in the tile table, has no label, or has another one there.
-    """
-    test = predictions[predictions["part"] == "test"]
-    slides = tiles.slides(read_table(run / "tiles.parquet")).astype({"slide_id": object})
-    known = slides.dropna(subset=["label"]).set_index("slide_id")["label"].astype(object)
-    strangers = sorted(set(test["slide_id"]) - set(known.index))
-    if strangers:
-        message = (
-            f"{len(strangers)} slide(s) of predictions.parquet without a label in the tile table, "
-            f"the first is {strangers[0]!r}: run `slidewise train` again"
-        )
-        raise InputError(message)
-    labels = known[sorted(set(test["slide_id"]))]
-    check_labels(test, labels, "predictions.parquet")
-    path = run / "seal.json"
-    log = read_json(path)["log"] if path.exists() else []
-    entry = {
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "stage": stage,
-        "digest": content_digest(predictions),
-    }
-    digests = {"predictions": entry["digest"]}
-    write_json(path, {"looks": len(log) + 1, "log": [*log, entry]}, digests)
-    return labels
 
 
 def rival(methods: Sequence[str], attention: pd.DataFrame | None) -> str | None:

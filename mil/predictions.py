@@ -47,8 +47,10 @@ UNTRAINED: Final = (
 _TOLERANCE: Final = 1e-3
 
 
-def read_slides(path: Path) -> pd.DataFrame:
-    """Test rows of ``predictions.parquet``, sorted by method and slide.
+def read_slides(path: Path, part: str = "test") -> pd.DataFrame:
+    """Rows of one part of ``predictions.parquet``, sorted by method, slide and fold.
+
+    A slide is tested in one fold, and may validate in several.
 
     Returns:
         ``slide_id, fold, part, method, label, predicted, p_<class>…``; ids and classes as text.
@@ -59,7 +61,8 @@ def read_slides(path: Path) -> pd.DataFrame:
             that are not in 0 to 1 with sum 1.
     """
     columns = ("slide_id", "fold", "part", "method", "label", "predicted")
-    return _check_probabilities(_read(path, columns, ["method", "slide_id"]), path)
+    keys = ["method", "slide_id", "fold"] if part == "val" else ["method", "slide_id"]
+    return _check_probabilities(_read(path, columns, keys, part=part), path)
 
 
 def read_tiles(path: Path) -> pd.DataFrame:
@@ -275,16 +278,21 @@ def check_tiles(rows: pd.DataFrame, table: pd.DataFrame, name: str) -> None:
 
 
 def _read(
-    path: Path, columns: Sequence[str], keys: list[str], *, may_be_empty: bool = False
+    path: Path,
+    columns: Sequence[str],
+    keys: list[str],
+    *,
+    part: str = "test",
+    may_be_empty: bool = False,
 ) -> pd.DataFrame:
     table = read_table(path)
     missing = [name for name in columns if name not in table.columns]
     if missing:
         message = f"{path} lacks the column(s) {', '.join(missing)}"
         raise InputError(message)
-    table = table[table["part"].astype(object) == "test"]
+    table = table[table["part"].astype(object) == part]
     if table.empty and not may_be_empty:
-        message = f"{path} has no row of the test part: run `slidewise train` first"
+        message = f"{path} has no row of the {part} part: run `slidewise train` first"
         raise InputError(message)
     empty = [name for name in columns if table[name].isna().any()]
     if empty:

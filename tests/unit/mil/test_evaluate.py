@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
-from mil.evaluate import evaluate, flipped, localisation, open_test_labels, rival
+from mil.evaluate import evaluate, flipped, localisation, rival
 from mil.predictions import content_digest
+from mil.seal import open_test_labels
 from mil.statistics import bootstrap, interval
 from splits import split as splitting
 from splits import tiles

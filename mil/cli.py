@@ -120,9 +120,15 @@ def predict(
     rows = []
     for r in records:
         shares = " ".join(f"{name} {p:.2f}" for name, p in r["probabilities"].items())
+        held = f"{r['answer']}: {' or '.join(r['set']) or 'like no class'}"
+        answer = r["answer"] if len(r["set"]) == 1 else held
         skipped = len(r["skipped"])
-        rows.append((r["slide"], r["n_tiles"], r["method"], r["predicted"], shares, skipped))
-    print_table("Predictions", ("slide", "tiles", "method", "class", "p", "skipped"), rows)
+        rows.append(
+            (r["slide"], r["n_tiles"], r["method"], r["predicted"], shares, answer, skipped)
+        )
+    sure = f"answer at {records[0]['level']:.0%}" if records else "answer"
+    columns = ("slide", "tiles", "method", "class", "p", sure, "skipped")
+    print_table("Predictions", columns, rows)
 
 
 for verb in (*cli_features.VERBS, *cli_experiments.VERBS):

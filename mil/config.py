@@ -219,10 +219,13 @@ class Mil(Section):
 
 
 class Evaluate(Section):
-    """Intervals."""
+    """Intervals and conformal sets."""
 
     bootstrap: PositiveInt = 2000
     """Bootstrap draws over patients."""
+    level: float = Field(0.9, gt=0, lt=1)
+    """Share of slides whose conformal set shall hold the true class; validation needs
+    ``1 / (1 - level) - 1`` patients a fold, 9 for 0.9, before a set may leave a class out."""
 
 
 class Compute(Section):

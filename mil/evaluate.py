@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from mil import statistics
+from mil import reliability, statistics
 from mil.predictions import (
     SLIDES,
     UNTRAINED,
@@ -33,6 +33,7 @@ from mil.predictions import (
     read_attention,
     read_slides,
     read_tiles,
+    read_validation,
     slide_cohort,
     tested_folds,
 )
@@ -53,14 +54,20 @@ PAIRED_METRICS: Final = ("accuracy", "balanced_accuracy", "auroc")
 
 
 def evaluate(
-    run: Path, *, n_draws: int = 2000, seed: int = 0, digests: Mapping[str, str] | None = None
+    run: Path,
+    *,
+    n_draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.9,
+    digests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Score the predictions of a run against the labels of its test slides: one look.
 
     Reads ``tiles.parquet``, the split, ``predictions.parquet``, ``tile_predictions.parquet``
-    and, where there is one, ``attention.parquet``. Writes ``metrics.json``, one entry to
-    ``seal.json`` and, where tiles carry labels of their own, ``localisation.json``. What limits
-    the numbers (few patients, a class without slides) is said in a :class:`UserWarning` each.
+    and, where there is one, ``attention.parquet``. Writes ``metrics.json``, ``calibration.json``,
+    ``answers.parquet``, one entry to ``seal.json`` and, where tiles carry labels of their own,
+    ``localisation.json``. What limits the numbers (few patients, a class without slides) is said
+    in a :class:`UserWarning` each.
 
     A tile is scored against the label of its slide, which is what the encoder was trained on.
 
@@ -68,6 +75,7 @@ def evaluate(
         run: The run folder.
         n_draws: Bootstrap draws.
         seed: Seed of the draws; the result does not depend on the order of rows.
+        level: Of the conformal sets (:mod:`mil.reliability`).
         digests: What the outputs are made from; by default the content of the predictions and
             these settings.
 
@@ -86,6 +94,7 @@ def evaluate(
     table = None if foreign else read_table(run / "tiles.parquet")
     folds = tested_folds(run)
     predictions = read_slides(run / "predictions.parquet")
+    validation = read_validation(run / "predictions.parquet")
     tiles_path = run / "tile_predictions.parquet"
     tile_rows = None if foreign and not tiles_path.exists() else read_tiles(tiles_path)
     attention_path = run / "attention.parquet"
@@ -131,8 +140,20 @@ def evaluate(
         "looks": read_json(run / "seal.json")["looks"],
     }
     if digests is None:
-        settings = {"n_draws": n_draws, "seed": seed}
+        settings = {"n_draws": n_draws, "seed": seed, "level": level}
         digests = {"predictions": content_digest(predictions), "config": digest(settings)}
+    reliability.write(
+        run,
+        predictions=predictions,
+        validation=validation,
+        labels=labels,
+        patients=patients,
+        classes=classes,
+        level=level,
+        n_draws=n_draws,
+        seed=seed,
+        digests=digests,
+    )
     found = None
     if table is not None and attention is not None:
         found = localisation(table, attention, list(labels.index))

@@ -102,9 +102,10 @@ def _silent(_: str) -> None:
 def evaluate_run(path: Path, config: Config) -> None:
     """``metrics.json``; a second look at the same predictions is not taken."""
     draws = {"n_draws": config.evaluate.bootstrap, "seed": config.seed}
-    digests = {**digests_of(path / "predictions.parquet"), "evaluate": digest(draws)}
+    level = config.evaluate.level
+    digests = {**digests_of(path / "predictions.parquet"), "evaluate": digest([draws, level])}
     if not is_current(path / "metrics.json", digests):
-        evaluate.evaluate(path, **draws, digests=digests)
+        evaluate.evaluate(path, **draws, level=level, digests=digests)
 
 
 def report_run(path: Path, config: Config) -> Path:

@@ -22,6 +22,7 @@ __all__ = [
     "Data",
     "Encoder",
     "Evaluate",
+    "Evidence",
     "Identity",
     "Mil",
     "Split",
@@ -225,6 +226,26 @@ class Evaluate(Section):
     """Bootstrap draws over patients."""
 
 
+class Evidence(Section):
+    """Taking tiles away from test slides: how many are needed, and whether attention names them."""
+
+    max_slides: int = Field(200, ge=0)
+    """Test bags that are looked at; of more, so many are drawn. 0: no tile is taken away."""
+    repeats: PositiveInt = 5
+    """Random orders in which the tiles of a slide are taken away."""
+    shuffled_control: bool = False
+    """Train every method that weighs tiles a second time, on shuffled labels of training slides:
+    what attention looks like when there was nothing to learn."""
+
+    @model_validator(mode="after")
+    def _idle(self) -> Evidence:
+        idle = changed(self, kept={"max_slides"})
+        if self.max_slides == 0 and idle:
+            message = f"evidence.{idle} has no effect with evidence.max_slides=0: leave it out"
+            raise ValueError(message)
+        return self
+
+
 class Compute(Section):
     """Machine."""
 
@@ -270,6 +291,8 @@ class Config(Section):
     """Aggregators and their training."""
     evaluate: Evaluate = Evaluate()
     """Intervals."""
+    evidence: Evidence = Evidence()
+    """What predictions hang on."""
     compute: Compute = Compute()
     """Machine."""
     seed: int = 0

@@ -28,10 +28,13 @@ __all__ = [
     "Said",
     "aggregator_folder",
     "ensemble",
+    "load_aggregator",
     "log_probabilities",
     "new_aggregator",
     "new_encoder",
     "outputs",
+    "say",
+    "shuffled_folder",
     "weights_digests",
 ]
 
@@ -94,6 +97,19 @@ def new_aggregator(config: Config, choice: Choice, dim: int, n_classes: int) -> 
     model = AGGREGATORS.create(choice.name, dim=dim, n_classes=n_classes, **choice.args)
     model.budget = config.mil.batch_tiles
     return model
+
+
+def load_aggregator(
+    folder: Path, config: Config, choice: Choice, dim: int, n_classes: int
+) -> Aggregator:
+    """A trained aggregator in eval mode.
+
+    Raises:
+        InputError: It was not trained, or its weights do not fit the config.
+    """
+    model = new_aggregator(config, choice, dim, n_classes)
+    load_weights(model, _weights(folder))
+    return model.eval()
 
 
 def outputs(model: Aggregator, x: Tensor, offsets: Tensor, positions: Tensor | None) -> Output:
@@ -164,9 +180,9 @@ class Models:
         aggregators: dict[str, list[Aggregator]] = {}
         for choice in config.mil.aggregators:
             for number in range(config.mil.seeds):
-                model = new_aggregator(config, choice, dim, n_classes)
-                load_weights(model, _weights(aggregator_folder(run, choice.name, fold, number)))
-                aggregators.setdefault(choice.name, []).append(model.eval())
+                folder = aggregator_folder(run, choice.name, fold, number)
+                model = load_aggregator(folder, config, choice, dim, n_classes)
+                aggregators.setdefault(choice.name, []).append(model)
         votes: dict[str, Mapping[str, Any]] = {name: {} for name in _ALWAYS}
         votes |= {choice.name: choice.args for choice in config.mil.votes}
         return cls(encoder.eval(), aggregators, crossfit, votes)
@@ -200,18 +216,38 @@ class Models:
             positions: ``(n_tiles, 2)`` int64, where they are known.
             quality: Of each tile, ``(n_tiles,)``, for ``quality_vote``.
         """
-        probabilities = self.tiles(x).probabilities
+        said = self.untrained(self.tiles(x).probabilities, offsets, quality)
+        seen = self.seen(x)
+        for method in self.aggregators:
+            said[method] = ensemble(self.members(method, seen, offsets, positions))
+        return said
+
+    def untrained(
+        self, probabilities: Matrix, offsets: Tensor, quality: Matrix | None = None
+    ) -> dict[str, Said]:
+        """What every vote says of packed tiles with these class probabilities."""
         said: dict[str, Said] = {}
         for method, args in self.votes.items():
             given = {"quality": quality} if method == "quality_vote" else {}
             cut = {"probabilities": probabilities, "offsets": offsets.numpy()}
             said[method] = Said(VOTES.create(method, **cut, **given, **args))
-        seen = torch.from_numpy(log_probabilities(self.encoder, x.numpy())) if self.crossfit else x
-        with torch.inference_mode():
-            for method, models in self.aggregators.items():
-                members = [_said(outputs(model, seen, offsets, positions)) for model in models]
-                said[method] = ensemble(members)
         return said
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What the aggregators read of embeddings: these, or the classifier's log probabilities."""
+        return torch.from_numpy(log_probabilities(self.encoder, x.numpy())) if self.crossfit else x
+
+    def members(
+        self, method: str, seen: Tensor, offsets: Tensor, positions: Tensor | None = None
+    ) -> list[Said]:
+        """What each model of an aggregator says of packed bags, one a seed."""
+        return [say(model, seen, offsets, positions) for model in self.aggregators[method]]
+
+
+def say(model: Aggregator, seen: Tensor, offsets: Tensor, positions: Tensor | None = None) -> Said:
+    """What one model in eval mode says of packed bags."""
+    with torch.inference_mode():
+        return _said(outputs(model, seen, offsets, positions))
 
 
 def _said(output: Output) -> Said:
@@ -240,6 +276,11 @@ def weights_digests(run: Path, config: Config, folds: Sequence[int]) -> list[str
             message = f"{file.parent} is not trained yet: run `slidewise train {run}` first"
             raise InputError(message)
     return [file_digest(file) for file in files]
+
+
+def shuffled_folder(run: Path, name: str, fold: int) -> Path:
+    """Where the model lies that was trained on shuffled labels (``evidence.shuffled_control``)."""
+    return run / "aggregators" / name / f"fold{fold}-shuffled"
 
 
 def aggregator_folder(run: Path, name: str, fold: int, number: int) -> Path:

@@ -19,7 +19,7 @@ from mil.data.bags import Bags, Batch
 from mil.models import Matrix, Models, Said, weights_digests
 from splits.artifacts import digest, digests_of, is_current, write_table
 
-__all__ = ["predict_run"]
+__all__ = ["predict_run", "vote_quality"]
 
 _TILE = ["tile_id", "slide_id", "fold", "part", "method"]
 _ATTENTION = [*_TILE, "attention"]
@@ -37,7 +37,7 @@ def predict_run(run: Path, config: Config) -> None:
     """
     folds = list(folds_of(run, config))
     votes = [vote.model_dump(mode="json") for vote in config.mil.votes]
-    quality = _quality(run, config)
+    quality = vote_quality(run, config)
     digests = {
         "identity": folds[0].identity,
         "split": folds[0].split,
@@ -159,7 +159,7 @@ def _within(weights: Matrix, slide_of: npt.NDArray[np.object_]) -> Matrix:
     return np.stack(columns, axis=1)
 
 
-def _quality(run: Path, config: Config) -> Matrix | None:
+def vote_quality(run: Path, config: Config) -> Matrix | None:
     """How much each tile of a run has to say, where a vote asks for it."""
     if not any(vote.name == "quality_vote" for vote in config.mil.votes):
         return None

@@ -7,7 +7,18 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from mil import auditing, devices, evaluate, predict, prepare, report, settings, tissue, train
+from mil import (
+    auditing,
+    devices,
+    evaluate,
+    perturb,
+    predict,
+    prepare,
+    report,
+    settings,
+    tissue,
+    train,
+)
 from mil.config import Config, Data, Encoder, Split, Train
 from mil.features import cohort as feature_cohort
 from mil.phantom import Phantom
@@ -79,6 +90,7 @@ def _train(
     def aggregators() -> None:
         train.aggregators(path, config, say)
         predict.predict_run(path, config)
+        perturb.perturb_run(path, config)
 
     made = devices.first(fabric, pixels_first)
     said = say if fabric.is_global_zero else _silent
@@ -102,7 +114,11 @@ def _silent(_: str) -> None:
 def evaluate_run(path: Path, config: Config) -> None:
     """``metrics.json``; a second look at the same predictions is not taken."""
     draws = {"n_draws": config.evaluate.bootstrap, "seed": config.seed}
-    digests = {**digests_of(path / "predictions.parquet"), "evaluate": digest(draws)}
+    digests = {
+        **digests_of(path / "predictions.parquet"),
+        "perturbation": digest(digests_of(path / "perturbation.parquet")),
+        "evaluate": digest(draws),
+    }
     if not is_current(path / "metrics.json", digests):
         evaluate.evaluate(path, **draws, digests=digests)
 

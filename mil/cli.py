@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mil import cli_features, cli_splits
+from mil import cli_experiments, cli_features, cli_splits
 from mil import settings as configuration
+from mil.cli_experiments import Settings, run_name
 from mil.cli_splits import Json, Run
 from mil.config import Config
 from mil.settings import stored
@@ -30,9 +31,6 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/<name of the config>.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a value: --set train.lr=3e-4.")
-]
 
 
 @app.command()
@@ -127,7 +125,7 @@ def predict(
     print_table("Predictions", ("slide", "tiles", "method", "class", "p", "skipped"), rows)
 
 
-for verb in cli_features.VERBS:
+for verb in (*cli_features.VERBS, *cli_experiments.VERBS):
     app.command()(verb)
 
 
@@ -188,8 +186,7 @@ def _run(out: Path, config: Config) -> None:
 
 
 def _default_out(config: Path) -> Path:
-    parent = config.resolve().parent.name
-    return Path("runs") / (config.stem if parent == "configs" else f"{parent}/{config.stem}")
+    return Path("runs") / run_name(config)
 
 
 if __name__ == "__main__":

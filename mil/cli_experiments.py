@@ -1,0 +1,53 @@
+"""The verbs that make many runs which differ in one thing, and compare them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mil import settings as configuration
+from mil.cli_splits import Json
+from mil.terminal import print_json, print_table, screen
+
+__all__ = ["VERBS", "Settings", "run_name"]
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value: --set train.lr=3e-4.")
+]
+
+
+def run_name(config: Path) -> Path:
+    """What a run is called after its config: ``smoke``, ``tcga_organs/he_resnet18``."""
+    parent = config.resolve().parent.name
+    return Path(config.stem) if parent == "configs" else Path(parent, config.stem)
+
+
+def gap(
+    config: Annotated[Path, typer.Argument(help="YAML file.", show_default=False)],
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default runs/gap/<name of the config>.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Deals and trainings of each scheme.")] = 3,
+    null: Annotated[
+        bool, typer.Option("--null/--no-null", help="Also with labels shuffled over patients.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """The leakage gap: one experiment under random-tile, slide, patient and site splits."""
+    from mil.experiments.gap import measure
+    from mil.experiments.gap_page import rows_of
+
+    folder = out or Path("runs", "gap") / run_name(config)
+    loaded = configuration.load(config, settings or ())
+    with screen() as view:
+        result = measure(
+            folder, loaded, n_seeds=seeds, null=null, say=view.say, progress=view.progress
+        )
+    if json:
+        print_json(result)
+
+
+VERBS = (gap,)

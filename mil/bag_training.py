@@ -24,12 +24,12 @@ from mil.config import Aggregator as Choice
 from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
 from mil.data.store import Features
-from mil.models import aggregator_folder, new_aggregator, outputs
+from mil.models import folder_of, new_aggregator, outputs
 from mil.seeds import derive, generator
 from splits.artifacts import digest
 from splits.errors import InputError
 
-__all__ = ["Objective", "check", "class_weights", "fit_fold"]
+__all__ = ["Objective", "check", "class_weights", "fit", "fit_fold"]
 
 _FORM = 4  # of the weights: another one is trained anew
 
@@ -74,11 +74,12 @@ def fit_fold(
     # Opening reads every value once, so it is done once for all of them.
     features, made_from = encode.bag_features(run, config, fold)
     for choice in config.mil.aggregators:
-        _fit(run, config, fold, choice, fabric, features, made_from)
+        home = run / "aggregators" / choice.name
+        fit(run, config, fold, choice, fabric, features, made_from, home)
         say(f"fold {fold.number}: {choice.name} trained")
 
 
-def _fit(
+def fit(
     run: Path,
     config: Config,
     fold: Fold,
@@ -86,7 +87,20 @@ def _fit(
     fabric: Fabric,
     features: Features,
     made_from: str,
+    home: Path,
 ) -> None:
+    """Train one aggregator on one fold, every seed of it.
+
+    Args:
+        run: Run folder.
+        config: Its configuration; ``mil`` says how it is trained.
+        fold: Whose training slides teach it, and whose validation slides stop it.
+        choice: The aggregator.
+        fabric: Device and precision.
+        features: Of all tiles, ``(n_tiles, dim)``.
+        made_from: Digest of the features.
+        home: Folder of its models, a folder a fold and seed.
+    """
     settings = config.mil
     seen, judges = fold.slides["train"], fold.slides["val"]
     placed = None
@@ -102,11 +116,11 @@ def _fit(
         "aggregator": digest([_FORM, own, choice.model_dump(mode="json"), config.seed]),
     }
     for number in range(settings.seeds):
-        folder = aggregator_folder(run, choice.name, fold.number, number)
+        folder = folder_of(home, fold.key, number)
         if is_finished(folder, digests):
             continue
         # The first has the seed that it has where it is the only one.
-        names = (choice.name, fold.number, *([number] if number else []))
+        names = (choice.name, fold.key, *([number] if number else []))
         seed = derive(config.seed, "aggregator", *names)
         torch.manual_seed(seed)
         model = new_aggregator(config, choice, bags.dim, len(fold.classes))

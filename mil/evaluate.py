@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from mil import statistics
+from mil import selection, statistics
 from mil.predictions import (
     SLIDES,
     UNTRAINED,
@@ -140,6 +140,7 @@ def evaluate(
         (run / "localisation.json").unlink(missing_ok=True)
     else:
         write_json(run / "localisation.json", found, digests)
+    selection.write(run, predictions, labels, classes, digests)
     write_json(run / "metrics.json", result, digests)
     return result
 

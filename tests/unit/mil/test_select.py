@@ -105,7 +105,6 @@ def cohort(run: Path, seed: int) -> list[Fold]:
             rows_by_slide=rows,
             tile_ids=np.array(slides, dtype=object),
             slide_of=np.array(slides, dtype=object),
-            target=np.array([labels[slide] for slide in slides]),
             identity="",
             split="",
         )
@@ -134,8 +133,8 @@ def test_test_slides_are_not_in_a_fold_within(tmp_path: Path) -> None:
         for outside in fold.slides["test"]:
             assert outside not in part.rows_by_slide
             assert outside not in part.labels
-            row = fold.rows_by_slide[outside][0]
-            assert part.target[row] == -1
+            with pytest.raises(InputError, match="sealed"):
+                part.targets(fold.rows_by_slide[outside])
         assert part.key == f"1-inner{part.inner}"
         assert part.split != fold.split
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mil import beside, statistics
+from mil import beside, selection, statistics
 from mil.predictions import (
     SLIDES,
     UNTRAINED,
@@ -143,6 +143,7 @@ def evaluate(
         seed=seed,
         digests=digests,
     )
+    selection.write(run, predictions, labels, classes, digests)
     write_json(run / "metrics.json", result, digests)
     return result
 

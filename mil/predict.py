@@ -19,7 +19,7 @@ from mil.data.bags import Bags, Batch
 from mil.models import Matrix, Models, Said, weights_digests
 from splits.artifacts import digest, digests_of, is_current, write_table
 
-__all__ = ["predict_run", "vote_quality"]
+__all__ = ["predict_run"]
 
 _TILE = ["tile_id", "slide_id", "fold", "part", "method"]
 _ATTENTION = [*_TILE, "attention"]
@@ -37,7 +37,7 @@ def predict_run(run: Path, config: Config) -> None:
     """
     folds = list(folds_of(run, config))
     votes = [vote.model_dump(mode="json") for vote in config.mil.votes]
-    quality = vote_quality(run, config)
+    quality = tissue.quality_asked(run, config)
     digests = {
         "identity": folds[0].identity,
         "split": folds[0].split,
@@ -172,11 +172,3 @@ def _within(weights: Matrix, slide_of: npt.NDArray[np.object_]) -> Matrix:
         even = 1 / np.bincount(code)[code]
         columns.append(np.where(total > 0, column / np.where(total > 0, total, 1.0), even))
     return np.stack(columns, axis=1)
-
-
-def vote_quality(run: Path, config: Config) -> Matrix | None:
-    """How much each tile of a run has to say, where a vote asks for it."""
-    if not any(vote.name == "quality_vote" for vote in config.mil.votes):
-        return None
-    # Both tables are sorted by tile.
-    return tissue.quality(tissue.tissue_types(run, config))

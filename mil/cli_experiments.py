@@ -9,7 +9,7 @@ import typer
 
 from mil import settings as configuration
 from mil.cli_splits import Json
-from mil.terminal import print_json, print_table, screen
+from mil.terminal import print_json, screen
 
 __all__ = ["VERBS", "Settings", "run_name"]
 
@@ -38,7 +38,6 @@ def gap(
 ) -> None:
     """The leakage gap: one experiment under random-tile, slide, patient and site splits."""
     from mil.experiments.gap import measure
-    from mil.experiments.gap_page import rows_of
 
     folder = out or Path("runs", "gap") / run_name(config)
     loaded = configuration.load(config, settings or ())

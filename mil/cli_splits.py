@@ -158,6 +158,8 @@ def split(
     if (export is None) != (to is None):
         message = "--export KIND and --to FOLDER go together"
         raise InputError(message)
+    if export is not None and to is not None:
+        formats.require_writable(export, to)
     given = {"unit": unit, "seed": seed, "label_policy": label_policy}
     listed = {"balance": balance, "label_order": label_order}
     changes = _method(folds, repeats, inner, holdout, one_site=leave_one_site_out)

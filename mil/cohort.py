@@ -1,14 +1,19 @@
-"""One fold of a run, in the rows of its tile table."""
+"""One fold of a run, in the rows of its tile table.
+
+Training gets a :class:`Fold`, and a fold does not hold the labels of its test slides: they are
+dropped when it is made, so no code that is given one can learn from, stop by or tune on them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from mil.config import Config
 from mil.data.positions import grid_positions
@@ -18,7 +23,22 @@ from splits import tiles
 from splits.artifacts import digest, digests_of, require_digests
 from splits.errors import InputError
 
-__all__ = ["Fold", "folds_of", "positions_of"]
+__all__ = ["Fold", "KnownLabels", "folds_of", "label_names", "positions_of"]
+
+
+class KnownLabels(dict[str, int]):
+    """Slide -> class index, for the slides whose label may be known.
+
+    Raises:
+        InputError: Another slide is asked for.
+    """
+
+    def __missing__(self, slide: str) -> int:
+        message = (
+            f"the label of slide {slide!r} is sealed: it is a test slide of this fold, and nothing "
+            "may be trained, stopped early, tuned or calibrated on it"
+        )
+        raise InputError(message)
 
 
 @dataclass(frozen=True)
@@ -29,34 +49,61 @@ class Fold:
         number: From 0.
         classes: Class names; a class index is a place in it.
         slides: Part (train, val, test) -> its slides, sorted.
-        labels: Slide -> class index.
+        labels: Slide -> class index, of training and validation slides only: those of test slides
+            are dropped here, whoever gives them, and asking for one raises.
         group_of: Slide -> what may never be cut.
         patient_of: Slide -> its patient.
         rows_by_slide: Slide -> rows of the tile table, ascending.
         tile_ids: Tile of each row, ``(n_tiles,)``.
         slide_of: Slide of each row, ``(n_tiles,)``.
-        target: Class index of each row, that of its slide, ``(n_tiles,)`` int64.
         identity: Digest of the tile table.
         split: Digest of the split.
+
+    Raises:
+        InputError: A slide is in two parts.
     """
 
     number: int
     classes: list[str]
     slides: dict[str, list[str]]
-    labels: dict[str, int]
+    labels: Mapping[str, int]
     group_of: dict[str, str] = field(repr=False)
     patient_of: dict[str, str] = field(repr=False)
     rows_by_slide: dict[str, npt.NDArray[np.int64]] = field(repr=False)
     tile_ids: npt.NDArray[np.object_] = field(repr=False)
     slide_of: npt.NDArray[np.object_] = field(repr=False)
-    target: npt.NDArray[np.int64] = field(repr=False)
     identity: str
     split: str
+
+    def __post_init__(self) -> None:
+        counts = Counter(slide for slides in self.slides.values() for slide in slides)
+        twice = sorted(slide for slide, n in counts.items() if n > 1)
+        if twice:
+            message = (
+                f"fold {self.number}: {len(twice)} slide(s) in two parts or twice in one, the "
+                f"first is {twice[0]!r}: what is tested may neither train nor validate"
+            )
+            raise InputError(message)
+        # Also after `replace`: a slide that becomes a test slide loses its label.
+        sealed = set(self.slides.get("test", ()))
+        known = KnownLabels({s: k for s, k in self.labels.items() if s not in sealed})
+        object.__setattr__(self, "labels", known)
 
     def rows(self, *parts: str) -> npt.NDArray[np.int64]:
         """Rows of all tiles in these parts, ascending."""
         slides = [slide for part in parts for slide in self.slides[part]]
         return np.sort(np.concatenate([self.rows_by_slide[slide] for slide in slides]))
+
+    def targets(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Class index of these rows, that of their slides, ``(n_rows,)``.
+
+        Raises:
+            InputError: A row is of a test slide.
+        """
+        code, names = pd.factorize(self.slide_of[rows])
+        of_names = np.array([self.labels[name] for name in names], dtype=np.int64)
+        target: npt.NDArray[np.int64] = of_names[code]
+        return target
 
     @property
     def unseen(self) -> set[str]:
@@ -66,23 +113,17 @@ class Fold:
     def of_patients(self) -> Fold:
         """The same fold with patients in the place of slides: one bag each.
 
-        ``slide_of`` still says the slide of each row.
+        ``slide_of`` still says the slide of each row, so :meth:`targets` is of slides: it is not
+        to be asked here.
 
         Raises:
-            InputError: Slides of one patient have different labels or lie in different parts.
+            InputError: Slides of one patient have different labels, as far as they are known, or
+                lie in different parts.
         """
         slides_of: dict[str, list[str]] = {}
         for slide in sorted(self.rows_by_slide):
             slides_of.setdefault(self.patient_of[slide], []).append(slide)
-        for patient, slides in slides_of.items():
-            found = sorted({self.classes[self.labels[slide]] for slide in slides})
-            if len(found) > 1:
-                message = (
-                    f"mil.bags=patient: slides of patient {patient!r} have different labels "
-                    f"({', '.join(found)}): choose split.label_policy=majority or max, which give "
-                    "them one, or mil.bags=slide"
-                )
-                raise InputError(message)
+        _one_label_a_patient(self.labels, self.patient_of, self.classes)
         parts = {
             part: sorted({self.patient_of[slide] for slide in slides})
             for part, slides in self.slides.items()
@@ -101,11 +142,43 @@ class Fold:
         return replace(
             self,
             slides=parts,
-            labels={patient: self.labels[slides[0]] for patient, slides in slides_of.items()},
+            labels={self.patient_of[slide]: k for slide, k in self.labels.items()},
             group_of={patient: self.group_of[slides[0]] for patient, slides in slides_of.items()},
             patient_of={patient: patient for patient in slides_of},
             rows_by_slide=rows,
         )
+
+
+def _one_label_a_patient(
+    labels: Mapping[str, int], patient_of: Mapping[str, str], classes: list[str]
+) -> None:
+    """Refuse patients as bags where slides of one have different labels.
+
+    Raises:
+        InputError: With the first such patient.
+    """
+    found: dict[str, set[int]] = {}
+    for slide, label in labels.items():
+        found.setdefault(patient_of[slide], set()).add(label)
+    mixed = sorted(patient for patient, several in found.items() if len(several) > 1)
+    if mixed:
+        names = sorted(classes[k] for k in found[mixed[0]])
+        message = (
+            f"mil.bags=patient: slides of patient {mixed[0]!r} have different labels "
+            f"({', '.join(names)}): choose split.label_policy=majority or max, which give "
+            "them one, or mil.bags=slide"
+        )
+        raise InputError(message)
+
+
+def label_names(run: Path) -> pd.Series:
+    """Class name by slide of every slide of a run, test slides included.
+
+    For the ``label`` column of prediction tables and nothing else: what is learned goes by
+    :class:`Fold`, what is scored by :func:`mil.seal.open_test_labels`.
+    """
+    slides = tiles.slides(read_tiles(run)).astype({"slide_id": object})
+    return slides.set_index("slide_id")["label"].astype(object)
 
 
 def positions_of(run: Path, fold: Fold, bags: str) -> dict[str, npt.NDArray[np.int64]]:
@@ -129,10 +202,13 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
     """The folds of a run's split.
 
     Raises:
-        InputError: The split is missing or of another tile table.
+        InputError: The split is missing or of another tile table; where bags are patients, one has
+            slides of different labels.
+        NegativeVerdictError: A slide or group is in two parts of a fold.
     """
     table = read_tiles(run)
     split = splitting.load(run)
+    splitting.refuse_cuts(split)
     identity = tiles.identity_digest(table)
     require_digests(run / "split.json", {"identity": identity}, f"slidewise split {run}")
     found = digests_of(run / "split.json")
@@ -141,6 +217,9 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
     index = {name: i for i, name in enumerate(classes)}
     labels = {s: index[c] for s, c in slides[["slide_id", "label"]].itertuples(index=False)}
     ids = table.drop_duplicates("slide_id").set_index("slide_id")[["group_id", "patient_id"]]
+    if config.mil.bags == "patient":
+        # Here all labels are at hand; a fold alone knows nothing of its test patients.
+        _one_label_a_patient(labels, ids["patient_id"].to_dict(), classes)
     slide_of = table["slide_id"].to_numpy(dtype=object)
     rows = {str(k): np.sort(v) for k, v in table.groupby("slide_id").indices.items()}
     for number in sorted(split.table["fold"].unique()):
@@ -154,7 +233,6 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
             rows_by_slide=rows,
             tile_ids=table["tile_id"].to_numpy(dtype=object),
             slide_of=slide_of,
-            target=np.array([labels[name] for name in slide_of], dtype=np.int64),
             identity=identity,
             split=digest([found, split.digest]),
         )

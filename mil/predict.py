@@ -13,7 +13,7 @@ import pandas as pd
 
 from mil import encode, tissue
 from mil.aggregators.voting import Votes
-from mil.cohort import Fold, folds_of, positions_of
+from mil.cohort import Fold, folds_of, label_names, positions_of
 from mil.config import Config
 from mil.data.bags import Bags, Batch
 from mil.models import Matrix, Models, Said, weights_digests
@@ -48,7 +48,7 @@ def predict_run(run: Path, config: Config) -> None:
     # attention.parquet is written last: with it, all four are there.
     if is_current(run / "attention.parquet", digests):
         return
-    tables, placed = _Tables(), None
+    tables, placed = _Tables(label_names(run)), None
     for fold in folds:
         features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
         packed = fold.of_patients() if config.mil.bags == "patient" else fold
@@ -72,9 +72,15 @@ def predict_run(run: Path, config: Config) -> None:
 
 
 class _Tables:
-    """The rows of the prediction tables, as they come."""
+    """The rows of the prediction tables, as they come.
 
-    def __init__(self) -> None:
+    Args:
+        label_of: Class name by slide, of all slides: it is copied into the tables and nothing
+            that is computed here depends on it.
+    """
+
+    def __init__(self, label_of: pd.Series) -> None:
+        self._label_of = label_of
         self._slides: list[pd.DataFrame] = []
         self._tiles: list[pd.DataFrame] = []
         self._attention = [pd.DataFrame(columns=_ATTENTION)]
@@ -87,18 +93,17 @@ class _Tables:
         rows, where = batch.rows.numpy(), {"fold": fold.number, "part": part}
         slide_of = fold.slide_of[rows]
         ids = {"tile_id": fold.tile_ids[rows], "slide_id": slide_of, **where}
-        self._tiles.append(_frame(ids, fold.classes, fold.target[rows], of_tiles))
+        self._tiles.append(self._frame(ids, fold.classes, of_tiles))
         # A bag of a patient holds several slides, each of which gets its prediction.
         offsets = batch.offsets.numpy()
         bag = np.repeat(np.arange(len(batch)), np.diff(offsets))  # (n_tiles,)
         slides, first = np.unique(slide_of.astype(str), return_index=True)
         slides, first = slides[np.argsort(first)], np.sort(first)
         bag_of = bag[first]  # (n_slides,)
-        label = batch.label.numpy()[bag_of]
         for method, (votes, attention, by_class, contributions) in said.items():
             own = Votes(votes.predicted[bag_of], votes.probabilities[bag_of])
             of_slide = {"slide_id": slides, **where, "method": method}
-            self._slides.append(_frame(of_slide, fold.classes, label, own))
+            self._slides.append(self._frame(of_slide, fold.classes, own))
             if votes.all_counted is not None:
                 blank = slides[votes.all_counted[bag_of]]
                 self._all_counted.setdefault(method, []).extend(blank.tolist())
@@ -121,6 +126,16 @@ class _Tables:
                     )
                     for i, name in enumerate(fold.classes)
                 ]
+
+    def _frame(self, ids: Mapping[str, Any], classes: Sequence[str], votes: Votes) -> pd.DataFrame:
+        columns: dict[str, Any] = {
+            **ids,
+            "label": self._label_of[ids["slide_id"]].to_numpy(),
+            "predicted": np.array(classes, dtype=object)[votes.predicted],
+        }
+        for i, name in enumerate(classes):
+            columns[f"p_{name}"] = votes.probabilities[:, i]
+        return pd.DataFrame(columns)
 
     def concatenated(self) -> list[tuple[str, pd.DataFrame]]:
         return [
@@ -165,17 +180,3 @@ def _quality(run: Path, config: Config) -> Matrix | None:
         return None
     # Both tables are sorted by tile.
     return tissue.quality(tissue.tissue_types(run, config))
-
-
-def _frame(
-    ids: Mapping[str, Any], classes: Sequence[str], label: npt.NDArray[np.int64], votes: Votes
-) -> pd.DataFrame:
-    names = np.array(classes, dtype=object)
-    columns: dict[str, Any] = {
-        **ids,
-        "label": names[label],
-        "predicted": names[votes.predicted],
-    }
-    for i, name in enumerate(classes):
-        columns[f"p_{name}"] = votes.probabilities[:, i]
-    return pd.DataFrame(columns)

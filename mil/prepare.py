@@ -366,6 +366,13 @@ def _require_labels(slides: pd.DataFrame) -> None:
             f"{missing.iloc[0]!r}: give data.label or a manifest with a column label"
         )
         raise InputError(message)
+    numbers = pd.to_numeric(slides["label"], errors="coerce")
+    if numbers.notna().all() and (numbers % 1 != 0).any():
+        message = (
+            f"labels are measurements ({slides['label'].nunique()} values, the first is "
+            f"{slides['label'].iloc[0]!r}), not classes: group them into classes first"
+        )
+        raise InputError(message)
     classes = slides["label"].unique()
     if len(classes) < 2:
         message = f"one class only ({classes[0]!r}): at least two are needed to tell slides apart"

@@ -1,19 +1,21 @@
 """The seal on the test labels: one call gives them, and every call is counted and logged.
 
 A number that was picked after many looks is not an estimate of anything; ``seal.json`` lets a
-reader see how many there were.
+reader see how many there were. Training cannot look at all: its :class:`mil.cohort.Fold` has no
+label of a test slide. What can be fitted after training (temperatures, thresholds, conformal sets)
+takes validation rows and refuses others (:func:`mil.calibration.require_validation`).
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from mil.predictions import check_labels, content_digest
-from splits import tiles
-from splits.artifacts import read_json, read_table, write_json
+from mil.predictions import check_labels, content_digest, slide_cohort
+from splits.artifacts import read_json, write_json
 from splits.errors import InputError
 
 __all__ = ["open_test_labels"]
@@ -24,10 +26,11 @@ def open_test_labels(run: Path, predictions: pd.DataFrame, stage: str) -> pd.Ser
 
     Every call is a look, also one at the same predictions: whether the eyes were the same cannot
     be known, and a counter that forgives is no counter. The entry in ``seal.json`` has the
-    time, the stage and the digest of the predictions, so that repeats can be told from new ones.
+    number of the look, the time (UTC), the stage, the digest of the predictions, and the first look
+    at the same predictions, so that a reader can tell repeats from new ones.
 
     Args:
-        run: The run folder, with ``tiles.parquet``.
+        run: The run folder, with ``tiles.parquet`` or, of another tool, ``slides.parquet``.
         predictions: Slide predictions; only rows of the test part are used.
         stage: Who looks: ``"evaluate"``.
 
@@ -35,11 +38,11 @@ def open_test_labels(run: Path, predictions: pd.DataFrame, stage: str) -> pd.Ser
         Label by slide, sorted by ``slide_id``.
 
     Raises:
-        InputError: A slide is not in the tile table, has no label, or has another one there.
+        InputError: A slide is not in the tile table, has no label, or has another one there; the
+            log in ``seal.json`` was cut or edited.
     """
     test = predictions[predictions["part"] == "test"]
-    slides = tiles.slides(read_table(run / "tiles.parquet")).astype({"slide_id": object})
-    known = slides.dropna(subset=["label"]).set_index("slide_id")["label"].astype(object)
+    known = slide_cohort(run).dropna(subset=["label"]).set_index("slide_id")["label"]
     strangers = sorted(set(test["slide_id"]) - set(known.index))
     if strangers:
         message = (
@@ -50,12 +53,31 @@ def open_test_labels(run: Path, predictions: pd.DataFrame, stage: str) -> pd.Ser
     labels = known[sorted(set(test["slide_id"]))]
     check_labels(test, labels, "predictions.parquet")
     path = run / "seal.json"
-    log = read_json(path)["log"] if path.exists() else []
+    log = _log(path)
+    made = content_digest(predictions)
     entry = {
+        "look": len(log) + 1,
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "stage": stage,
-        "digest": content_digest(predictions),
+        "digest": made,
+        "same_predictions_as_look": next(
+            (number for number, old in enumerate(log, 1) if old["digest"] == made), None
+        ),
     }
-    digests = {"predictions": entry["digest"]}
-    write_json(path, {"looks": len(log) + 1, "log": [*log, entry]}, digests)
+    write_json(path, {"looks": len(log) + 1, "log": [*log, entry]}, {"predictions": made})
     return labels
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """The looks so far."""
+    if not path.exists():
+        return []
+    seal = read_json(path)
+    log: list[dict[str, Any]] = seal["log"]
+    if seal["looks"] != len(log):
+        message = (
+            f"{path}: looks is {seal['looks']}, and its log has {len(log)}: it was edited, and how "
+            "often the test labels were seen is not known any more"
+        )
+        raise InputError(message)
+    return log

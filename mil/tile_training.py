@@ -179,7 +179,8 @@ def _views(
     epoch: int,
     start: int,
 ) -> Iterator[Views]:
-    train, rows, target = config.train, fold.rows("train"), fold.target
+    train, rows = config.train, fold.rows("train")
+    target = fold.targets(rows)  # (n_train_tiles,)
     weight = slide_weights(fold, rows)
     order = generator(seed, "order", epoch).permutation(len(rows))
     view_seed = derive(seed, "view", epoch)
@@ -209,8 +210,8 @@ def _views(
             view = share * view + (1 - share) * views(other)
         yield Views(
             view=view,
-            label=torch.from_numpy(target[rows[chosen]]),
-            other=torch.from_numpy(target[rows[other]]),
+            label=torch.from_numpy(target[chosen]),
+            other=torch.from_numpy(target[other]),
             weight=torch.from_numpy(weight[chosen]),
             other_weight=torch.from_numpy(weight[other]),
             share=share,
@@ -225,7 +226,7 @@ def _slide_scores(logits: Tensor, fold: Fold, rows: Rows) -> dict[str, float]:
     slides = pd.DataFrame(probability).groupby(fold.slide_of[rows]).mean()
     mean, label = slides.to_numpy(), np.array([fold.labels[name] for name in slides.index])
     of_label = np.maximum(mean[np.arange(len(slides)), label], np.finfo(np.float64).tiny)
-    right = (probability.argmax(1) == fold.target[rows]) * slide_weights(fold, rows)
+    right = (probability.argmax(1) == fold.targets(rows)) * slide_weights(fold, rows)
     return {
         "val_loss": float(-np.log(of_label).mean()),
         "val_accuracy": float((mean.argmax(1) == label).mean()),

@@ -296,7 +296,7 @@ def _probe(encoder: TileEncoder, fold: Fold, features: Features, seed: int) -> N
     x = np.asarray(features[rows], dtype=np.float64)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / std
-    target, share = fold.target[rows], slide_weights(fold, rows)
+    target, share = fold.targets(rows), slide_weights(fold, rows)
     final = LogisticRegression(max_iter=1000).fit(x, target, share)
     weight, bias = final.coef_ / std, final.intercept_
     if len(fold.classes) == 2:

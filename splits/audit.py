@@ -98,6 +98,7 @@ def audit(
         *classes.missing(rows),
         *classes.conflicts(rows, tiles),
         *classes.one_sided(rows),
+        *coverage.empty_parts(rows),
         *coverage.times_tested(rows, claims, known, repeats),
         *([] if known is None else coverage.strangers(rows, known)),
         *hygiene,

@@ -13,7 +13,16 @@ from splits.artifacts import digest, read_csv, read_json, write_csv, write_json
 from splits.errors import InputError, NegativeVerdictError, unknown
 from splits.groups import PARTS, slide_rows
 
-__all__ = ["EVERY_SLIDE_TESTED", "Split", "balance_table", "check", "load", "parts", "save"]
+__all__ = [
+    "EVERY_SLIDE_TESTED",
+    "Split",
+    "balance_table",
+    "check",
+    "load",
+    "parts",
+    "refuse_cuts",
+    "save",
+]
 
 _COLUMNS: Final = ("slide_id", "group_id", "fold", "part")
 _INNER: Final = "split_inner.csv"
@@ -98,6 +107,15 @@ def check(split: Split, slides: pd.DataFrame) -> None:
                 f"not {times} ({len(wrong)} such slides)"
             )
             raise NegativeVerdictError(message)
+
+
+def refuse_cuts(split: Split) -> None:
+    """Make sure that no slide and no group of the split is in two parts of a fold.
+
+    Raises:
+        NegativeVerdictError: With the first that is.
+    """
+    _refuse_cuts(split.table, "fold")
 
 
 def _refuse_cuts(table: pd.DataFrame, what: str) -> None:

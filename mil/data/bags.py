@@ -37,7 +37,7 @@ class Batch:
     Attributes:
         x: Embeddings, ``(n_tiles, dim)`` float32; of the type of the file where ``streams``.
         offsets: ``(n_bags + 1,)`` int64, from 0 to ``n_tiles``, strictly ascending.
-        label: Class index a bag, ``(n_bags,)`` int64.
+        labels: Class index a bag, ``(n_bags,)`` int64; None where that of a bag is sealed.
         rows: Row of each tile in the tile table, ``(n_tiles,)`` int64.
         slide_ids: The slide of each bag, ``n_bags`` texts.
         positions: Column and row of each tile on the grid of its slide, ``(n_tiles, 2)`` int64;
@@ -48,7 +48,7 @@ class Batch:
 
     x: torch.Tensor
     offsets: torch.Tensor
-    label: torch.Tensor
+    labels: torch.Tensor | None
     rows: torch.Tensor
     slide_ids: tuple[str, ...]
     positions: torch.Tensor | None = None
@@ -57,12 +57,27 @@ class Batch:
     def __len__(self) -> int:
         return len(self.slide_ids)
 
+    @property
+    def label(self) -> torch.Tensor:
+        """Class index a bag, ``(n_bags,)`` int64.
+
+        Raises:
+            InputError: A bag has no label here, as test slides of a fold have none.
+        """
+        if self.labels is None:
+            message = (
+                f"a bag of {', '.join(map(repr, self.slide_ids[:3]))} has no label here: the "
+                "labels of test slides are sealed"
+            )
+            raise InputError(message)
+        return self.labels
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on ``device``; an ``x`` that streams stays."""
         return Batch(
             self.x if self.streams else self.x.to(device),
             self.offsets.to(device),
-            self.label.to(device),
+            None if self.labels is None else self.labels.to(device),
             self.rows.to(device),
             self.slide_ids,
             None if self.positions is None else self.positions.to(device),
@@ -77,7 +92,7 @@ class Bags:
         features: ``(n_tiles, dim)``, row-aligned to the tile table; a memory map stays on disk.
         rows_by_slide: Rows of each slide in ascending order, as the table is sorted by
             ``tile_id``; ``tiles.groupby("slide_id").indices`` gives it.
-        labels: Class index of each slide.
+        labels: Class index of each slide that has one; :attr:`Batch.label` of others raises.
         positions: Column and row of each tile of a slide, ``(n_tiles, 2)`` in the order of its
             rows, for the slides where they are known.
 
@@ -86,8 +101,9 @@ class Bags:
         slide_ids: All slides, sorted.
 
     Raises:
-        InputError: A slide without tiles or label, rows that are not ascending, lie outside the
-            features, or belong to two slides, or positions of another number of tiles.
+        InputError: A slide without tiles, a label that is no class index, rows that are not
+            ascending, lie outside the features, or belong to two slides, or positions of another
+            number of tiles.
     """
 
     def __init__(
@@ -105,7 +121,7 @@ class Bags:
         self.dim = int(features.shape[1])
         self.slide_ids = tuple(sorted(self._rows))
         self._check_rows()
-        self._labels = {slide: _label(slide, labels) for slide in self.slide_ids}
+        self._labels = {s: _label(s, labels[s]) for s in self.slide_ids if s in labels}
         self._positions = {
             slide: np.asarray(places, dtype=np.int64)
             for slide, places in (positions or {}).items()
@@ -187,7 +203,7 @@ class Bags:
         return Batch(
             x=x,
             offsets=torch.from_numpy(offsets),
-            label=torch.tensor([self._labels[slide] for slide in slide_ids], dtype=torch.int64),
+            labels=self._labels_of(slide_ids),
             rows=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
             slide_ids=tuple(slide_ids),
             positions=self._places(slide_ids),
@@ -266,6 +282,11 @@ class Bags:
             n_free[kind] -= size
         return plan
 
+    def _labels_of(self, slide_ids: Sequence[str]) -> torch.Tensor | None:
+        if not all(slide in self._labels for slide in slide_ids):
+            return None
+        return torch.tensor([self._labels[slide] for slide in slide_ids], dtype=torch.int64)
+
     def _places(self, slide_ids: Sequence[str]) -> torch.Tensor | None:
         found = [self._positions[slide] for slide in slide_ids if slide in self._positions]
         if found and len(found) < len(slide_ids):
@@ -341,11 +362,7 @@ def _tensor(x: Features) -> torch.Tensor:
         return torch.from_numpy(x)
 
 
-def _label(slide: str, labels: Mapping[str, int]) -> int:
-    if slide not in labels:
-        message = f"slide {slide!r} has no label"
-        raise InputError(message)
-    label = labels[slide]
+def _label(slide: str, label: object) -> int:
     if not isinstance(label, int | np.integer) or label < 0:
         message = f"slide {slide!r} has label {label!r}, allowed is a class index from 0"
         raise InputError(message)

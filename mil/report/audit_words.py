@@ -80,6 +80,10 @@ KINDS: Final = {
         "A site of one class alone",
         "Where the site can be read off the tiles, it gives the class away.",
     ),
+    "empty_part": (
+        "A part is missing",
+        "Nothing can be on both sides where there is one side: a clean verdict says nothing here.",
+    ),
     "tested_twice": (
         "Tested more than once",
         "Folds that claim k-fold test every slide once; intervals over such folds are too narrow.",

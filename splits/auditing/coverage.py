@@ -8,7 +8,7 @@ import pandas as pd
 
 from splits.auditing.findings import Finding, finding
 
-__all__ = ["strangers", "times_tested"]
+__all__ = ["empty_parts", "strangers", "times_tested"]
 
 
 def times_tested(
@@ -46,6 +46,16 @@ def times_tested(
     ):
         if evidence:
             yield finding(kind, severity, level, evidence, parts=["test"], what=what)
+
+
+def empty_parts(rows: pd.DataFrame) -> Iterator[Finding]:
+    """Folds without a train or a test part: nothing can be shared with a part that is not there."""
+    for part, so in (("train", "nothing is learned there"), ("test", "nothing is tested there")):
+        without = sorted(set(rows["fold"]) - set(rows.loc[rows["part"] == part, "fold"]))
+        if without:
+            evidence = {str(fold): f"fold {fold}: no {part} part" for fold in without}
+            what = f"without a {part} part: {so}"
+            yield finding("empty_part", "warning", "fold", evidence, parts=[part], what=what)
 
 
 def strangers(rows: pd.DataFrame, slides: pd.DataFrame) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from splits.formats.foreign import RECOGNISED, ForeignSplit, read, read_all
 from splits.formats.source import PART_NAMES
-from splits.formats.writers import WRITABLE, Written, write
+from splits.formats.writers import WRITABLE, Written, require_writable, write
 
 __all__ = [
     "PART_NAMES",
@@ -19,5 +19,6 @@ __all__ = [
     "Written",
     "read",
     "read_all",
+    "require_writable",
     "write",
 ]

@@ -15,7 +15,7 @@ from splits.errors import InputError, unknown
 from splits.formats.folders import each_fold, link_tree
 from splits.groups import PARTS, slide_rows, text
 
-__all__ = ["WRITABLE", "Written", "write"]
+__all__ = ["WRITABLE", "Written", "require_writable", "write"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,7 @@ def write(
         InputError: The folder is not empty, the kind is unknown, a slide is in two parts of a fold,
             or something that the format needs is not known of every slide.
     """
-    if kind not in WRITABLE:
-        raise unknown(kind="format to write", given=kind, allowed=WRITABLE)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        message = f"{folder} is not an empty folder: nothing is overwritten, give a new one"
-        raise InputError(message)
+    require_writable(kind, folder)
     rows = _rows(split_table, slides)
     if kind == "folders":
         made, lost = link_tree(rows, folder, tiles, root)
@@ -94,6 +90,19 @@ def write(
             raise InputError(message)
     files, lost = chosen.save(rows, folder)
     return Written(tuple(files), (*lost, *_unheld(rows, chosen.keeps)))
+
+
+def require_writable(kind: str, folder: Path) -> None:
+    """Refuse an unknown format, and a folder that holds something: before the split is made.
+
+    Raises:
+        InputError: As for `write`.
+    """
+    if kind not in WRITABLE:
+        raise unknown(kind="format to write", given=kind, allowed=WRITABLE)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        message = f"{folder} is not an empty folder: nothing is overwritten, give a new one"
+        raise InputError(message)
 
 
 def _rows(split_table: pd.DataFrame, slides: pd.DataFrame | None) -> pd.DataFrame:

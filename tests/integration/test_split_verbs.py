@@ -74,6 +74,7 @@ def test_ways_to_split_a_table(
         (["--balance", "lable"], "'lable'"),
         (["--label-policy", "most"], "'most'"),
         (["--export", "clam"], "--export KIND and --to FOLDER go together"),
+        (["--export", "clan", "--to", "not-made"], "did you mean 'clam'"),
     ],
 )
 def test_requests_that_cannot_be_met(
@@ -91,6 +92,14 @@ def test_no_group_or_one(
 ) -> None:
     slides = table(tmp_path / "slides.csv", n_patients)
     fails(capsys, 2, "split", "--slides", slides, "--out", tmp_path / "split.csv")
+
+
+def test_measurements_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slides = tmp_path / "slides.csv"
+    rows = "".join(f"s{i:02d},{i / 7 - 1:.6f}\n" for i in range(20))
+    slides.write_text(f"slide_id,label\n{rows}", encoding="utf-8")
+    said = fails(capsys, 2, "split", "--slides", slides, "--out", tmp_path / "split.csv")
+    assert "measurements (20 values" in said
 
 
 def test_label_policies_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,7 +218,6 @@ def test_successive_epochs_of_one_generator_differ() -> None:
         ({"a": [1, 1]}, {"a": 0}, "'a' must be ascending"),
         ({"a": [0.0, 1.0]}, {"a": 0}, "'a' must be ascending integers"),
         ({"a": [0, 1], "b": [1, 2]}, {"a": 0, "b": 1}, "row 1 is in two slides: 'a' and 'b'"),
-        ({"a": [0, 1]}, {"b": 0}, "'a' has no label"),
         ({"a": [0, 1]}, {"a": -1}, "label -1"),
         ({"a": [0, 1]}, {"a": "tumour"}, "label 'tumour'"),
     ],
@@ -229,6 +228,15 @@ def test_bags_that_cannot_be_are_refused(
     arrays = {slide: np.array(of_slide) for slide, of_slide in rows.items()}
     with pytest.raises(InputError, match=words):
         Bags(np.zeros((4, 2), dtype=np.float32), arrays, labels)
+
+
+def test_a_bag_without_a_label_is_packed_and_its_label_raises() -> None:
+    rows = {"a": np.array([0, 1]), "b": np.array([2])}
+    bags = Bags(np.zeros((3, 2), dtype=np.float32), rows, {"a": 1})
+    assert bags.batch(["a"]).label.tolist() == [1]
+    for packed in (bags.batch(["b"]), bags.batch(["a", "b"]).to("cpu")):
+        with pytest.raises(InputError, match="labels of test slides are sealed"):
+            _ = packed.label
 
 
 def test_wrong_requests_are_refused_before_the_first_batch() -> None:

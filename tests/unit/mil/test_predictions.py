@@ -34,7 +34,6 @@ def fold() -> Fold:
         rows_by_slide={slide: np.flatnonzero(slide == SLIDE_OF) for slide in LABELS},
         tile_ids=np.array([f"t{i}" for i in range(10)], dtype=object),
         slide_of=SLIDE_OF,
-        target=np.array([LABELS[slide] for slide in SLIDE_OF]),
         identity="",
         split="",
     )
@@ -54,7 +53,7 @@ def written(run: Path, fold: Fold) -> dict[str, pd.DataFrame]:
         "full": Said(votes, attention, np.stack([attention, attention], 1), contributions),
     }
     even = np.full((10, 2), 0.5)
-    tables = _Tables()
+    tables = _Tables(pd.Series({"a": "x", "b": "x", "c": "y"}))
     tables.add(fold, "test", batch, Votes(even.argmax(1), even), said)
     with pytest.warns(UserWarning, match=r"every tile of 1 slide.*the first is 'c'") as said_so:
         tables.warn()
@@ -89,7 +88,7 @@ def test_a_slide_without_attention_in_its_patient_gets_even_weights(fold: Fold) 
     bags = Bags(np.zeros((10, 2), dtype=np.float32), packed.rows_by_slide, packed.labels)
     only_a = np.array([0.5, 0.5, 0, 0, 0, 0, 0])
     one = Votes(np.array([0]), np.array([[0.7, 0.3]]))
-    tables = _Tables()
+    tables = _Tables(pd.Series({"a": "x", "b": "x", "c": "y"}))
     even = np.full((7, 2), 0.5)
     tables.add(
         fold, "test", bags.batch(["p"]), Votes(even.argmax(1), even), {"m": Said(one, only_a)}

@@ -31,7 +31,6 @@ def fold() -> Fold:
         rows_by_slide=rows,
         tile_ids=np.array([f"t{i}" for i in range(N)], dtype=object),
         slide_of=SLIDE_OF,
-        target=np.array([LABELS[name] for name in SLIDE_OF]),
         identity="",
         split="",
     )

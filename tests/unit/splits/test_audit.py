@@ -329,3 +329,11 @@ def test_clam_examples(task: str, labels: str, n_tested: int) -> None:
     assert of_kind(result, "tested_twice")
     never = of_kind(result, "never_tested")[0]["ids"]
     assert len(slides) - len(never) == n_tested
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_fold_without_a_part_is_told(split: pd.DataFrame, part: str) -> None:
+    without = split[(split["fold"] != 1) | (split["part"] != part)]
+    (found,) = of_kind(audit(without), "empty_part")
+    assert (found["severity"], found["ids"], found["parts"]) == ("warning", ["1"], [part])
+    assert not of_kind(audit(split), "empty_part")

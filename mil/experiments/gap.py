@@ -267,7 +267,7 @@ def _judged(
     path = out / "gap.json"
     if not is_current(path, digests):
         write_json(path, _scored(out, config, plan, audit, draws), digests)
-    gap_page.write(out, config)
+    gap_page.write(out)
     return read_json(path)
 
 
@@ -319,6 +319,8 @@ def _scored(
             **{f"{n}s": int(slides[f"{n}_id"].nunique()) for n in ("slide", "patient", "site")},
         },
         "classes": classes,
+        "chance": float(np.bincount(index).max() / len(index)),
+        "trained": [choice.name for choice in config.mil.aggregators],
         "folds": config.split.folds,
         "val_share": config.split.val_share,
         "seeds": [config.seed + k for k in range(n_seeds)],

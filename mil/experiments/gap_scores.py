@@ -157,7 +157,8 @@ def as_predictions(
         for seed, of in enumerate(answers):
             for method in of.ids.keys() - {TILE}:
                 slides, p = of.ids[method], of.probabilities[method]
-                rows = {"slide_id": slides, "part": "test", "method": f"{scheme} {seed} {method}"}
+                rows: dict[str, Any] = {"slide_id": slides, "part": "test"}
+                rows["method"] = f"{scheme} {seed} {method}"
                 rows["label"] = label.loc[slides, "slide_label"].astype(object).to_numpy()
                 rows["predicted"] = names[of.predicted[method]]
                 parts.append(
@@ -239,7 +240,7 @@ def gaps(found: Mapping[str, Scores]) -> list[dict[str, Any]]:
     pairs = list(pairwise(names))
     if len(names) > 2:
         pairs += [(names[0], last) for last in names[2:]]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, metrics in found[names[0]].values.items():
         for metric in metrics:
             if not all(metric in found[scheme].values[name] for scheme in names):
@@ -249,17 +250,17 @@ def gaps(found: Mapping[str, Scores]) -> list[dict[str, Any]]:
                 one = _paired(found, a, b, name, metric)
                 sure = whole["ci_low"] > 0
                 share = one["difference"] / whole["difference"] if sure else None
-                level = {"level": TILE if name == TILE else "slide"}
-                level["method"] = None if name == TILE else name
-                rows.append({"from": a, "to": b, **level, "metric": metric, **one, "share": share})
+                level = (TILE, None) if name == TILE else ("slide", name)
+                about = dict(zip(("level", "method"), level, strict=True))
+                rows.append({"from": a, "to": b, **about, "metric": metric, **one, "share": share})
     return rows
 
 
 def _paired(found: Mapping[str, Scores], a: str, b: str, name: str, metric: str) -> dict[str, Any]:
     by_seed = found[a].values[name][metric] - found[b].values[name][metric]
-    draws = (found[s].draws[name][metric] for s in (a, b))
+    of_a, of_b = (found[scheme].draws[name][metric] for scheme in (a, b))
     return {
-        **statistics.paired(*draws, difference=float(by_seed.mean())),
+        **statistics.paired(of_a, of_b, float(by_seed.mean())),
         "by_seed": by_seed.tolist(),
     }
 

@@ -144,7 +144,7 @@ def _tiles_at_random(label: pd.Series, n_folds: int, val_share: float, seed: int
     names = label.to_numpy(dtype=object).astype(str)
     fold = np.empty(len(names), dtype=np.int64)
     part = np.full((n_folds, len(names)), "train", dtype=object)
-    for place, name in enumerate(np.unique(names)):
+    for place, name in enumerate(sorted(set(names.tolist()))):
         rows = generator(seed, "gap", "tile", name).permutation(np.flatnonzero(names == name))
         if len(rows) < 2 * n_folds:
             message = (

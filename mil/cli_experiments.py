@@ -9,7 +9,7 @@ import typer
 
 from mil import settings as configuration
 from mil.cli_splits import Json
-from mil.terminal import print_json, screen
+from mil.terminal import print_json, print_table, say_warning, screen
 
 __all__ = ["VERBS", "Settings", "run_name"]
 
@@ -38,6 +38,7 @@ def gap(
 ) -> None:
     """The leakage gap: one experiment under random-tile, slide, patient and site splits."""
     from mil.experiments.gap import measure
+    from mil.experiments.gap_page import gap_rows, null_rows, score_rows, sentences
 
     folder = out or Path("runs", "gap") / run_name(config)
     loaded = configuration.load(config, settings or ())
@@ -45,8 +46,20 @@ def gap(
         result = measure(
             folder, loaded, n_seeds=seeds, null=null, say=view.say, progress=view.progress
         )
+    if result is None:
+        return
     if json:
         print_json(result)
+        return
+    for title, rows in (("Accuracy", score_rows(result)), ("Gaps", gap_rows(result))):
+        print_table(title, rows[0], rows[1:])
+    if shuffled := null_rows(result):
+        print_table("Labels shuffled over patients", shuffled[0], shuffled[1:])
+    for line in sentences(result):
+        typer.echo(line)
+    for line in result["cautions"]:
+        say_warning(line, "caution")
+    typer.echo(f"page: {folder / 'gap.html'}")
 
 
 VERBS = (gap,)

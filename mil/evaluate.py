@@ -51,7 +51,12 @@ PAIRED_METRICS: Final = ("accuracy", "balanced_accuracy", "auroc")
 
 
 def evaluate(
-    run: Path, *, n_draws: int = 2000, seed: int = 0, digests: Mapping[str, str] | None = None
+    run: Path,
+    *,
+    n_draws: int = 2000,
+    seed: int = 0,
+    digests: Mapping[str, str] | None = None,
+    cautions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score the predictions of a run against the labels of its test slides: one look.
 
@@ -68,6 +73,7 @@ def evaluate(
         seed: Seed of the draws; the result does not depend on the order of rows.
         digests: What the outputs are made from; by default the content of the predictions and
             these settings.
+        cautions: What else limits the numbers, said in ``metrics.json`` beside our own caveats.
 
     Returns:
         The content of ``metrics.json`` without version and digests.
@@ -109,7 +115,8 @@ def evaluate(
     score = partial(_score, labels, patients, classes, n_draws=n_draws, seed=seed)
     scored = {method: score(predictions[predictions["method"] == method]) for method in methods}
     clusters = patients[labels.index].to_numpy(dtype=object)
-    for caveat in statistics.caveats(_indices(labels, classes), clusters, classes):
+    caveats = statistics.caveats(_indices(labels, classes), clusters, classes)
+    for caveat in caveats:
         warnings.warn(caveat, stacklevel=2)
 
     compared = rival(methods, attention)
@@ -127,6 +134,7 @@ def evaluate(
         "paired": _compare(scored, methods),
         "flips": None if compared is None else len(flipped(predictions, "vote", compared)),
         "looks": read_json(run / "seal.json")["looks"],
+        "cautions": [*caveats, *cautions],
     }
     if digests is None:
         settings = {"n_draws": n_draws, "seed": seed}

@@ -250,7 +250,7 @@ def tested_folds(run: Path) -> dict[str, int]:
         InputError: There is no split, or a slide is in the test part of two folds.
     """
     if (run / SLIDES).exists():
-        given = read_table(run / SLIDES)
+        given = read_table(run / SLIDES).dropna(subset=["fold"])
         return {str(row.slide_id): int(row.fold) for row in given.itertuples()}
     table = splitting.load(run).table
     test = table[table["part"] == "test"]

@@ -120,12 +120,13 @@ def evaluate_run(path: Path, config: Config) -> None:
         "evaluate": digest(draws),
     }
     if not is_current(path / "metrics.json", digests):
-        evaluate.evaluate(path, **draws, digests=digests)
+        evaluate.evaluate(path, n_draws=draws["n_draws"], seed=draws["seed"], digests=digests)
 
 
-def report_run(path: Path, config: Config) -> Path:
-    """``report.html`` from the tables of the run."""
-    return report.build(path, read_tile=prepare.tile_reader(path, config))
+def report_run(path: Path, config: Config | None) -> Path:
+    """``report.html`` from the tables of the run; without a config there are no tiles to show."""
+    reader = None if config is None else prepare.tile_reader(path, config)
+    return report.build(path, read_tile=reader)
 
 
 def demo_config() -> Config:

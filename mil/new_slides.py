@@ -224,7 +224,7 @@ def _pixels(
     fit = partial(fit_stains, folder, table, size_px=config.encoder.resize_px, seed=config.seed)
     stains = fit(config.stain.method)
     quality = None
-    if any(vote.name == "quality_vote" for vote in config.mil.votes):
+    if config.needs_quality:
         fits = fit("macenko") if stains is None else stains
         quality = tissue.quality(tissue.measure_all(folder, table, fits, config.compute.threads))
     return new_pixels(folder, table, stains, config)[:], quality

@@ -36,7 +36,7 @@ def predict_run(run: Path, config: Config) -> None:
     Warns of slides of which no tile would have had a vote.
     """
     folds = list(folds_of(run, config))
-    quality = _quality(run, config)
+    quality = tissue.quality_asked(run, config)
     digests = made_from(run, config, folds)
     # attention.parquet is written last: with it, all four are there.
     if is_current(run / "attention.parquet", digests):
@@ -76,7 +76,7 @@ def made_from(run: Path, config: Config, folds: Sequence[Fold]) -> dict[str, str
         "split": folds[0].split,
         "models": digest(weights_digests(run, config, [fold.number for fold in folds])),
         "bags": config.mil.bags,
-        "votes": digest([votes, _asks_for_quality(config) and digests_of(run / "tissue.parquet")]),
+        "votes": digest([votes, config.needs_quality and digests_of(run / "tissue.parquet")]),
     }
 
 
@@ -181,15 +181,3 @@ def _within(weights: Matrix, slide_of: npt.NDArray[np.object_]) -> Matrix:
         even = 1 / np.bincount(code)[code]
         columns.append(np.where(total > 0, column / np.where(total > 0, total, 1.0), even))
     return np.stack(columns, axis=1)
-
-
-def _quality(run: Path, config: Config) -> Matrix | None:
-    """How much each tile of a run has to say, where a vote asks for it."""
-    if not _asks_for_quality(config):
-        return None
-    # Both tables are sorted by tile.
-    return tissue.quality(tissue.tissue_types(run, config))
-
-
-def _asks_for_quality(config: Config) -> bool:
-    return any(vote.name == "quality_vote" for vote in config.mil.votes)

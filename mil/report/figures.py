@@ -47,7 +47,7 @@ def label(value: object) -> str:
 
 def forest(inputs: Inputs, metric: str) -> Chart | None:
     """Values and 95 % intervals of one metric for tiles and every slide method."""
-    rows = [("tile", inputs.metrics["tile"].get(metric))]
+    rows = [("tile", inputs.metrics["tile"].get(metric))] if inputs.metrics["tile"] else []
     rows += [(method, score.get(metric)) for method, score in inputs.metrics["slide"].items()]
     rows = [(name, entry) for name, entry in rows if entry and entry.get("value") is not None]
     if not rows:

@@ -47,11 +47,12 @@ def number(value: object) -> str:
 def scores(inputs: Inputs) -> Table:
     """Tile against slide: one row a method, one cell a metric with its interval."""
     found = {
-        name for score in [inputs.metrics["tile"], *inputs.metrics["slide"].values()]
+        name for score in [inputs.metrics["tile"] or {}, *inputs.metrics["slide"].values()]
         for name in score
     }  # fmt: skip
     metrics = [*(m for m in METRICS if m in found), *sorted(found - METRICS.keys())]
-    rows = [_score_row(heading("tile"), "tile", inputs.metrics["tile"], metrics)]
+    of_tiles = inputs.metrics["tile"]
+    rows = [_score_row(heading("tile"), "tile", of_tiles, metrics)] if of_tiles else []
     for method, score in inputs.metrics["slide"].items():
         level = "slide" if method in UNTRAINED else "slide, trained"
         rows.append(_score_row(heading(method), level, score, metrics))

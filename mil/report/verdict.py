@@ -87,7 +87,7 @@ def _headline(inputs: Inputs) -> str:
             f"the plurality vote of tiles {gets}{percent(score['value'])}{words} "
             f"({interval(score)})"
         )
-    tile = inputs.metrics["tile"].get("accuracy")
+    tile = (inputs.metrics["tile"] or {}).get("accuracy")
     if tile:
         gets = "" if parts else "get "
         parts.append(f"single tiles {gets}{percent(tile['value'])} ({interval(tile)})")

@@ -22,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from mil import statistics
 from mil.predictions import (
+    SLIDES,
     UNTRAINED,
     check_coverage,
     check_labels,
@@ -32,10 +33,10 @@ from mil.predictions import (
     read_attention,
     read_slides,
     read_tiles,
+    slide_cohort,
     tested_folds,
 )
 from mil.seal import open_test_labels
-from splits import tiles
 from splits.artifacts import digest, read_json, read_table, write_json
 from splits.errors import InputError, unknown
 
@@ -80,28 +81,33 @@ def evaluate(
     if n_draws < 1:
         message = f"n_draws is {n_draws}: at least 1 is needed"
         raise InputError(message)
-    table = read_table(run / "tiles.parquet")
+    # Predictions of another tool have a slide table, and perhaps no word on tiles.
+    foreign = (run / SLIDES).exists()
+    table = None if foreign else read_table(run / "tiles.parquet")
     folds = tested_folds(run)
     predictions = read_slides(run / "predictions.parquet")
-    tile_rows = read_tiles(run / "tile_predictions.parquet")
+    tiles_path = run / "tile_predictions.parquet"
+    tile_rows = None if foreign and not tiles_path.exists() else read_tiles(tiles_path)
     attention_path = run / "attention.parquet"
     attention = read_attention(attention_path) if attention_path.exists() else None
     classes, methods = class_names(predictions), method_names(predictions)
-    if sorted(classes) != sorted(class_names(tile_rows)):
+    if tile_rows is not None and sorted(classes) != sorted(class_names(tile_rows)):
         message = f"{run}: predictions.parquet and tile_predictions.parquet differ in classes"
         raise InputError(message)
     for method in methods:
         rows = predictions[predictions["method"] == method]
         check_coverage(rows, folds, f"predictions.parquet, method {method!r}")
-    check_coverage(tile_rows, folds, "tile_predictions.parquet")
+    if tile_rows is not None:
+        check_coverage(tile_rows, folds, "tile_predictions.parquet")
     for name, rows in (("tile_predictions", tile_rows), ("attention", attention)):
-        if rows is not None:
+        if rows is not None and table is not None:
             check_tiles(rows, table, f"{name}.parquet")
 
     labels = open_test_labels(run, predictions, "evaluate")
-    check_labels(tile_rows, labels, "tile_predictions.parquet")
-    cohort = tiles.slides(table).astype({"slide_id": object}).set_index("slide_id")
-    patients = cohort["patient_id"].astype(object)
+    if tile_rows is not None:
+        check_labels(tile_rows, labels, "tile_predictions.parquet")
+    cohort = slide_cohort(run).set_index("slide_id")
+    patients = cohort["patient_id"]
     score = partial(_score, labels, patients, classes, n_draws=n_draws, seed=seed)
     scored = {method: score(predictions[predictions["method"] == method]) for method in methods}
     clusters = patients[labels.index].to_numpy(dtype=object)
@@ -112,13 +118,13 @@ def evaluate(
     tested = cohort.loc[labels.index]
     result = {
         "n": {
-            "tiles": len(tile_rows),
+            "tiles": None if tile_rows is None else len(tile_rows),
             "slides": len(tested),
             "patients": int(tested["patient_id"].nunique()),
             "sites": int(tested["site_id"].nunique()),
         },
         "classes": classes,
-        "tile": _summary(*score(tile_rows)),
+        "tile": None if tile_rows is None else _summary(*score(tile_rows)),
         "slide": {method: _summary(*scored[method]) for method in methods},
         "paired": _compare(scored, methods),
         "flips": None if compared is None else len(flipped(predictions, "vote", compared)),
@@ -127,7 +133,9 @@ def evaluate(
     if digests is None:
         settings = {"n_draws": n_draws, "seed": seed}
         digests = {"predictions": content_digest(predictions), "config": digest(settings)}
-    found = None if attention is None else localisation(table, attention, list(labels.index))
+    found = None
+    if table is not None and attention is not None:
+        found = localisation(table, attention, list(labels.index))
     if found is None:  # never leave the file of an earlier run beside new metrics
         (run / "localisation.json").unlink(missing_ok=True)
     else:

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 
 from splits import split as splitting
+from splits import tiles
 from splits.artifacts import digest, read_table
 from splits.errors import InputError, unknown
 
 __all__ = [
+    "SLIDES",
     "UNTRAINED",
     "check_coverage",
     "check_labels",
@@ -31,8 +33,12 @@ __all__ = [
     "read_scores",
     "read_slides",
     "read_tiles",
+    "slide_cohort",
     "tested_folds",
 ]
+
+SLIDES: Final = "slides.parquet"
+"""Where predictions of another tool are scored, the slide table that stands in for tiles."""
 
 UNTRAINED: Final = (
     "vote",
@@ -202,12 +208,30 @@ def content_digest(table: pd.DataFrame) -> str:
     return digest(test.sort_values(keys, kind="stable").to_dict("list"))
 
 
+def slide_cohort(run: Path) -> pd.DataFrame:
+    """What is known of each slide, from the tile table or from the slide table in its place.
+
+    Returns:
+        ``slide_id, patient_id, site_id, label``, a row a slide, sorted; site and label may be null.
+
+    Raises:
+        InputError: There is neither table, or as for :func:`splits.tiles.slides`.
+    """
+    given = run / SLIDES
+    table = read_table(given) if given.exists() else tiles.slides(read_table(run / "tiles.parquet"))
+    columns = ["slide_id", "patient_id", "site_id", "label"]
+    return table[columns].astype(object).sort_values("slide_id").reset_index(drop=True)
+
+
 def tested_folds(run: Path) -> dict[str, int]:
-    """The fold that tests each slide, from the split of a run.
+    """The fold that tests each slide, from the split of a run, or its slide table.
 
     Raises:
         InputError: There is no split, or a slide is in the test part of two folds.
     """
+    if (run / SLIDES).exists():
+        given = read_table(run / SLIDES)
+        return {str(row.slide_id): int(row.fold) for row in given.itertuples()}
     table = splitting.load(run).table
     test = table[table["part"] == "test"]
     twice = sorted(test.loc[test["slide_id"].duplicated(), "slide_id"])

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mil.predictions import check_labels, content_digest
-from splits import tiles
-from splits.artifacts import read_json, read_table, write_json
+from mil.predictions import check_labels, content_digest, slide_cohort
+from splits.artifacts import read_json, write_json
 from splits.errors import InputError
 
 __all__ = ["open_test_labels"]
@@ -27,7 +26,7 @@ def open_test_labels(run: Path, predictions: pd.DataFrame, stage: str) -> pd.Ser
     time, the stage and the digest of the predictions, so that repeats can be told from new ones.
 
     Args:
-        run: The run folder, with ``tiles.parquet``.
+        run: The run folder, with ``tiles.parquet`` or, of another tool, ``slides.parquet``.
         predictions: Slide predictions; only rows of the test part are used.
         stage: Who looks: ``"evaluate"``.
 
@@ -38,8 +37,7 @@ def open_test_labels(run: Path, predictions: pd.DataFrame, stage: str) -> pd.Ser
         InputError: A slide is not in the tile table, has no label, or has another one there.
     """
     test = predictions[predictions["part"] == "test"]
-    slides = tiles.slides(read_table(run / "tiles.parquet")).astype({"slide_id": object})
-    known = slides.dropna(subset=["label"]).set_index("slide_id")["label"].astype(object)
+    known = slide_cohort(run).dropna(subset=["label"]).set_index("slide_id")["label"]
     strangers = sorted(set(test["slide_id"]) - set(known.index))
     if strangers:
         message = (

@@ -219,10 +219,15 @@ class Mil(Section):
 
 
 class Evaluate(Section):
-    """Intervals."""
+    """Intervals. With ``split.label_order`` there is a quadratic kappa, too."""
 
     bootstrap: PositiveInt = 2000
-    """Bootstrap draws over patients."""
+    """Bootstrap draws over whole clusters."""
+    cluster: Literal["patient", "site"] = "patient"
+    """What is drawn: whole patients, or whole sites (every test slide needs one)."""
+    interval: Literal["bca", "percentile"] = "bca"
+    """``bca`` shifts the ends for skewness, ``percentile`` does not; both are widened for few and
+    uneven clusters."""
 
 
 class Compute(Section):

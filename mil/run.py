@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric import Fabric
 
@@ -101,10 +102,16 @@ def _silent(_: str) -> None:
 
 def evaluate_run(path: Path, config: Config) -> None:
     """``metrics.json``; a second look at the same predictions is not taken."""
-    draws = {"n_draws": config.evaluate.bootstrap, "seed": config.seed}
-    digests = {**digests_of(path / "predictions.parquet"), "evaluate": digest(draws)}
+    settings: dict[str, Any] = {
+        "n_draws": config.evaluate.bootstrap,
+        "seed": config.seed,
+        "cluster": config.evaluate.cluster,
+        "interval": config.evaluate.interval,
+        "order": config.split.label_order,
+    }
+    digests = {**digests_of(path / "predictions.parquet"), "evaluate": digest(settings)}
     if not is_current(path / "metrics.json", digests):
-        evaluate.evaluate(path, **draws, digests=digests)
+        evaluate.evaluate(path, **settings, digests=digests)
 
 
 def report_run(path: Path, config: Config) -> Path:

@@ -167,10 +167,15 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Intervals and conformal sets."""
+    """Intervals and conformal sets. With ``split.label_order`` there is a quadratic kappa, too."""
 
     bootstrap: PositiveInt = 2000
-    """Bootstrap draws over patients."""
+    """Bootstrap draws over whole clusters."""
+    cluster: Literal["patient", "site"] = "patient"
+    """What is drawn: whole patients, or whole sites (every test slide needs one)."""
+    interval: Literal["bca", "percentile"] = "bca"
+    """``bca`` shifts the ends for skewness, ``percentile`` does not; both are widened for few and
+    uneven clusters."""
     level: float = Field(0.9, gt=0, lt=1)
     """Share of slides whose conformal set shall hold the true class; validation needs
     ``1 / (1 - level) - 1`` patients a fold, 9 for 0.9, before a set may leave a class out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric import Fabric
 
@@ -121,14 +122,21 @@ def _silent(_: str) -> None:
 
 def evaluate_run(path: Path, config: Config) -> None:
     """``metrics.json``; a second look at the same predictions is not taken."""
-    n_draws, seed, level = config.evaluate.bootstrap, config.seed, config.evaluate.level
+    settings: dict[str, Any] = {
+        "n_draws": config.evaluate.bootstrap,
+        "seed": config.seed,
+        "cluster": config.evaluate.cluster,
+        "interval": config.evaluate.interval,
+        "order": config.split.label_order,
+        "level": config.evaluate.level,
+    }
     digests = {
         **digests_of(path / "predictions.parquet"),
         "perturbation": digest(digests_of(path / "perturbation.parquet")),
-        "evaluate": digest([n_draws, seed, level]),
+        "evaluate": digest(settings),
     }
     if not is_current(path / "metrics.json", digests):
-        evaluate.evaluate(path, n_draws=n_draws, seed=seed, level=level, digests=digests)
+        evaluate.evaluate(path, **settings, digests=digests)
 
 
 def report_run(path: Path, config: Config | None) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mil import settings as configuration
-from mil.cli_splits import Json
+from mil.cli_splits import Json, Run
 from mil.terminal import print_json, print_table, say_warning, screen
 
 __all__ = ["VERBS", "Settings", "run_name"]
@@ -62,4 +62,44 @@ def gap(
     typer.echo(f"page: {folder / 'gap.html'}")
 
 
-VERBS = (gap,)
+def channels(
+    config: Annotated[Path, typer.Argument(help="YAML file.", show_default=False)],
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default runs/channels/<name of the config>.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """RGB, H, E and H+E on one split, with stain vectors a slide and without; paired tests."""
+    from mil.experiments.channels import channels as run_all
+    from mil.experiments.channels_page import table_of
+
+    folder = out or Path("runs", "channels") / run_name(config)
+    loaded = configuration.load(config, settings or ())
+    with screen() as view:
+        result = run_all(folder, loaded, view.say, view.progress)
+    if json:
+        print_json(result)
+        return
+    title, columns, rows = table_of(result)
+    print_table(title, columns, rows)
+    for absent in result["not_run"]:
+        say_warning(f"{absent['row']} ({absent['words']}): {absent['reason']}", "not run")
+    typer.echo(f"page: {folder / 'channels.html'}")
+
+
+def probe(run: Run, json: Json = False) -> None:
+    """The shortcut probe: can slide, site and preparation be read off the embeddings?"""
+    from mil.experiments.probe import probe_run, table_of
+
+    result = probe_run(run, configuration.stored(run))
+    if json:
+        print_json(result)
+        return
+    title, columns, rows = table_of(result)
+    print_table(title, columns, rows)
+    for note in result["notes"]:
+        say_warning(note, "note")
+
+
+VERBS = (gap, channels, probe)

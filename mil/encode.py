@@ -41,6 +41,7 @@ from splits.errors import InputError
 __all__ = [
     "are_current",
     "bag_features",
+    "bag_key",
     "embed",
     "embed_scanned",
     "features",
@@ -223,13 +224,20 @@ def fold_meta(run: Path, key: str) -> dict[str, Any]:
 
 
 def bag_features(run: Path, config: Config, fold: Fold) -> tuple[Features, str]:
-    """What the aggregators of a fold learn from, and the digest of it.
-
-    Embeddings of the fold's encoder; with ``train.crossfit`` the cross-fitted log probabilities.
-    """
-    key = str(fold.number) if config.train.crossfit is None else f"{fold.number}-crossfit"
+    """What the aggregators of a fold learn from, and the digest of it."""
+    key = bag_key(config, fold)
     found = read_features(run, key, unseen=fold.unseen)
     return found, digest(fold_meta(run, key)["digests"])
+
+
+def bag_key(config: Config, fold: Fold) -> str:
+    """Which features the aggregators of a fold learn from.
+
+    Embeddings of its encoder, those of the fold around it where no training changes them; with
+    ``train.crossfit`` the cross-fitted log probabilities.
+    """
+    key = str(fold.number) if config.keeps_weights else fold.key
+    return key if config.train.crossfit is None else f"{key}-crossfit"
 
 
 def read_features(run: Path, key: str, *, unseen: set[str]) -> Features:

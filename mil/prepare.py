@@ -265,8 +265,10 @@ def split(run: Path, config: Config, amounts: pd.DataFrame | None = None) -> spl
     table, settings = read_tiles(run), config.split
     digests = {
         "identity": tiles.identity_digest(table),
-        "split": digest(settings.model_dump(mode="json")),
+        "split": digest({**settings.model_dump(mode="json"), "inner": None}),
     }
+    if settings.inner is not None:
+        digests["inner"] = str(settings.inner)
     if amounts is not None:
         slides = slides.merge(amounts, on="slide_id", how="left")
         digests["amounts"] = digest(amounts.to_dict("list"))

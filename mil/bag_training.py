@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ from mil.config import Aggregator as Choice
 from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
 from mil.data.store import Features
-from mil.models import folder_of, new_aggregator, outputs
+from mil.models import folder_of, new_aggregator, outputs, shuffled_home
 from mil.seeds import derive, generator
 from splits.artifacts import digest
 from splits.errors import InputError
 
-__all__ = ["Objective", "check", "class_weights", "fit", "fit_fold"]
+__all__ = ["Objective", "check", "class_weights", "fit", "fit_fold", "fit_shuffled", "shuffled"]
 
 _FORM = 4  # of the weights: another one is trained anew
 
@@ -77,6 +79,43 @@ def fit_fold(
         home = run / "aggregators" / choice.name
         fit(run, config, fold, choice, fabric, features, made_from, home)
         say(f"fold {fold.number}: {choice.name} trained")
+
+
+def fit_shuffled(
+    run: Path, config: Config, fold: Fold, fabric: Fabric, methods: Collection[str]
+) -> None:
+    """Train one model of each method on labels that mean nothing, all else being the same.
+
+    Whole patients of the training part swap their labels, those of the validation part among
+    themselves; data, first weights and order of the bags are those of the first seed.
+    """
+    features, made_from = encode.bag_features(run, config, fold)
+    mixed = shuffled(fold, config.seed)
+    single = config.model_copy(update={"mil": config.mil.model_copy(update={"seeds": 1})})
+    for choice in config.mil.aggregators:
+        if choice.name in methods:
+            home = shuffled_home(run, choice.name)
+            fit(run, single, mixed, choice, fabric, features, made_from, home)
+
+
+def shuffled(fold: Fold, seed: int) -> Fold:
+    """The fold with labels that change hands among the patients of its training part.
+
+    The same among those of its validation part. A slide takes the label of a slide of the other
+    patient, in the order of their names; by chance some keep theirs.
+    """
+    labels = dict(fold.labels)
+    for part in ("train", "val"):
+        slides_of: dict[str, list[str]] = {}
+        for slide in fold.slides[part]:
+            slides_of.setdefault(fold.patient_of[slide], []).append(slide)
+        patients = sorted(slides_of)
+        order = generator(seed, "shuffled", fold.number, part).permutation(len(patients))
+        for patient, place in zip(patients, order, strict=True):
+            given = cycle(fold.labels[slide] for slide in slides_of[patients[place]])
+            labels |= dict(zip(slides_of[patient], given, strict=False))
+    # The digest of the split says which labels a model was trained on.
+    return replace(fold, labels=labels, split=digest([fold.split, "shuffled labels"]))
 
 
 def fit(

@@ -24,6 +24,7 @@ __all__ = [
     "Data",
     "Encoder",
     "Evaluate",
+    "Evidence",
     "Identity",
     "Mil",
     "Select",
@@ -166,10 +167,33 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Intervals."""
+    """Intervals and conformal sets."""
 
     bootstrap: PositiveInt = 2000
     """Bootstrap draws over patients."""
+    level: float = Field(0.9, gt=0, lt=1)
+    """Share of slides whose conformal set shall hold the true class; validation needs
+    ``1 / (1 - level) - 1`` patients a fold, 9 for 0.9, before a set may leave a class out."""
+
+
+class Evidence(Section):
+    """Taking tiles away from test slides: how many are needed, and whether attention names them."""
+
+    max_slides: int = Field(200, ge=0)
+    """Test bags that are looked at; of more, so many are drawn. 0: no tile is taken away."""
+    repeats: PositiveInt = 5
+    """Random orders in which the tiles of a slide are taken away."""
+    shuffled_control: bool = False
+    """Train every method that weighs tiles a second time, on shuffled labels of training slides:
+    what attention looks like when there was nothing to learn."""
+
+    @model_validator(mode="after")
+    def _idle(self) -> Evidence:
+        idle = changed(self, kept={"max_slides"})
+        if self.max_slides == 0 and idle:
+            message = f"evidence.{idle} has no effect with evidence.max_slides=0: leave it out"
+            raise ValueError(message)
+        return self
 
 
 class Compute(Section):
@@ -219,6 +243,8 @@ class Config(Section):
     """Choose among candidates within each fold; the chosen are the method ``selected``."""
     evaluate: Evaluate = Evaluate()
     """Intervals."""
+    evidence: Evidence = Evidence()
+    """What predictions hang on."""
     compute: Compute = Compute()
     """Machine."""
     seed: int = 0

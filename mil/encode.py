@@ -47,6 +47,7 @@ __all__ = [
     "features",
     "fold_meta",
     "given_features",
+    "link",
     "read_features",
     "reader",
     "write_scores",
@@ -158,7 +159,7 @@ def features(
         return
     if same:
         if fabric.is_global_zero:
-            _link(_file(run, same[0]), path)
+            link(_file(run, same[0]), path)
             _enter(run, key, card, digests)
         fabric.barrier()
         return
@@ -189,7 +190,7 @@ def given_features(run: Path, key: str, card: dict[str, Any], digests: dict[str,
         digests: Of the tile table, which covers every value.
     """
     if not are_current(run, key, digests):
-        _link(run / MATRIX, _file(run, key))
+        link(run / MATRIX, _file(run, key))
         _enter(run, key, card, digests)
 
 
@@ -289,7 +290,8 @@ def _meta(run: Path) -> dict[str, Any]:
     return dict(read_json(path)["folds"]) if path.exists() else {}
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the disk has no hard links."""
     with atomic(target) as temporary:
         try:
             os.link(source, temporary)

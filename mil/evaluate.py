@@ -18,9 +18,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
-from mil import selection, statistics
+from mil import beside, reliability, selection, statistics
 from mil.predictions import (
     SLIDES,
     UNTRAINED,
@@ -33,6 +32,7 @@ from mil.predictions import (
     read_attention,
     read_slides,
     read_tiles,
+    read_validation,
     slide_cohort,
     tested_folds,
 )
@@ -45,7 +45,6 @@ __all__ = [
     "UNTRAINED",
     "evaluate",
     "flipped",
-    "localisation",
     "rival",
 ]
 
@@ -53,14 +52,21 @@ PAIRED_METRICS: Final = ("accuracy", "balanced_accuracy", "auroc")
 
 
 def evaluate(
-    run: Path, *, n_draws: int = 2000, seed: int = 0, digests: Mapping[str, str] | None = None
+    run: Path,
+    *,
+    n_draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.9,
+    digests: Mapping[str, str] | None = None,
+    cautions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score the predictions of a run against the labels of its test slides: one look.
 
     Reads ``tiles.parquet``, the split, ``predictions.parquet``, ``tile_predictions.parquet``
     and, where there is one, ``attention.parquet``. Writes ``metrics.json``, one entry to
-    ``seal.json`` and, where tiles carry labels of their own, ``localisation.json``. What limits
-    the numbers (few patients, a class without slides) is said in a :class:`UserWarning` each.
+    ``seal.json``, ``calibration.json`` and ``answers.parquet``, and the files of
+    :func:`mil.beside.write`. What limits the numbers (few patients, a class without slides) is
+    said in a :class:`UserWarning` each.
 
     A tile is scored against the label of its slide, which is what the encoder was trained on.
 
@@ -68,8 +74,10 @@ def evaluate(
         run: The run folder.
         n_draws: Bootstrap draws.
         seed: Seed of the draws; the result does not depend on the order of rows.
+        level: Of the conformal sets (:mod:`mil.reliability`).
         digests: What the outputs are made from; by default the content of the predictions and
             these settings.
+        cautions: What else limits the numbers, said in ``metrics.json`` beside our own caveats.
 
     Returns:
         The content of ``metrics.json`` without version and digests.
@@ -86,6 +94,7 @@ def evaluate(
     table = None if foreign else read_table(run / "tiles.parquet")
     folds = tested_folds(run)
     predictions = read_slides(run / "predictions.parquet")
+    validation = read_validation(run / "predictions.parquet")
     tiles_path = run / "tile_predictions.parquet"
     tile_rows = None if foreign and not tiles_path.exists() else read_tiles(tiles_path)
     attention_path = run / "attention.parquet"
@@ -111,7 +120,8 @@ def evaluate(
     score = partial(_score, labels, patients, classes, n_draws=n_draws, seed=seed)
     scored = {method: score(predictions[predictions["method"] == method]) for method in methods}
     clusters = patients[labels.index].to_numpy(dtype=object)
-    for caveat in statistics.caveats(_indices(labels, classes), clusters, classes):
+    caveats = statistics.caveats(_indices(labels, classes), clusters, classes)
+    for caveat in caveats:
         warnings.warn(caveat, stacklevel=2)
 
     compared = rival(methods, attention)
@@ -129,17 +139,35 @@ def evaluate(
         "paired": _compare(scored, methods),
         "flips": None if compared is None else len(flipped(predictions, "vote", compared)),
         "looks": read_json(run / "seal.json")["looks"],
+        "cautions": [*caveats, *cautions],
     }
     if digests is None:
-        settings = {"n_draws": n_draws, "seed": seed}
+        settings = {"n_draws": n_draws, "seed": seed, "level": level}
         digests = {"predictions": content_digest(predictions), "config": digest(settings)}
-    found = None
-    if table is not None and attention is not None:
-        found = localisation(table, attention, list(labels.index))
-    if found is None:  # never leave the file of an earlier run beside new metrics
-        (run / "localisation.json").unlink(missing_ok=True)
-    else:
-        write_json(run / "localisation.json", found, digests)
+    reliability.write(
+        run,
+        predictions=predictions,
+        validation=validation,
+        labels=labels,
+        patients=patients,
+        classes=classes,
+        level=level,
+        n_draws=n_draws,
+        seed=seed,
+        digests=digests,
+    )
+    beside.write(
+        run,
+        predictions=predictions,
+        tile_rows=tile_rows,
+        attention=attention,
+        labels=labels,
+        patients=patients,
+        rival=compared,
+        n_draws=n_draws,
+        seed=seed,
+        digests=digests,
+    )
     selection.write(run, predictions, labels, classes, digests)
     write_json(run / "metrics.json", result, digests)
     return result
@@ -177,52 +205,6 @@ def flipped(predictions: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     both = first.merge(second, on="slide_id", suffixes=("_a", "_b"), validate="one_to_one")
     differ = both["predicted_a"].astype(object) != both["predicted_b"].astype(object)
     return both[differ].sort_values("slide_id").reset_index(drop=True)
-
-
-def localisation(
-    table: pd.DataFrame, attention: pd.DataFrame, test_slides: Sequence[str]
-) -> dict[str, Any] | None:
-    """How well attention finds the tiles that bear the label of their slide.
-
-    A tile bears the label where ``tile_label == slide_label``; tiles without a label of their own
-    are left out. A slide counts only where it has both kinds, so slides whose label is never a
-    tile label, or is that of all their tiles, do not count. ``auroc_mean`` averages the area over
-    slides; ``auroc_pooled`` ranks tiles within their slide first (attention sums to 1 a slide, so
-    raw weights of slides of different size cannot be compared) and takes one area over all.
-
-    Args:
-        table: The tile table.
-        attention: Attention table; only rows of the test part are used.
-        test_slides: The slides that were tested.
-
-    Returns:
-        ``{"n_test_slides", "methods": {METHOD: {"auroc_mean", "auroc_pooled", "n_slides"}}}``;
-        ``None`` where no slide counts.
-    """
-    annotated = table[["tile_id", "tile_label", "slide_label"]].dropna()
-    bearing = annotated["tile_label"].astype(object) == annotated["slide_label"].astype(object)
-    kinds = pd.Series(bearing.to_numpy(dtype=bool), index=annotated["tile_id"].to_numpy(object))
-    test = attention[(attention["part"] == "test") & attention["slide_id"].isin(test_slides)]
-    test = test[test["tile_id"].isin(kinds.index)].sort_values(["method", "slide_id", "tile_id"])
-    test = test.assign(bearing=kinds[test["tile_id"].to_numpy(object)].to_numpy())
-    methods = {}
-    for method, rows in test.groupby("method"):
-        by_slide = rows.groupby("slide_id")
-        mixed = rows[by_slide["bearing"].transform("nunique") == 2]
-        if mixed.empty:
-            continue
-        rank = mixed.groupby("slide_id")["attention"].rank()
-        by_slide = mixed.assign(rank=rank, bearing_rank=rank * mixed["bearing"]).groupby("slide_id")
-        n_tiles, n_bearing = by_slide["bearing"].transform("size"), by_slide["bearing"].sum()
-        # Mann-Whitney: the area from the ranks of the bearing tiles, for all slides at once.
-        excess = by_slide["bearing_rank"].sum() - n_bearing * (n_bearing + 1) / 2
-        areas = excess / (n_bearing * (by_slide.size() - n_bearing))
-        methods[str(method)] = {
-            "auroc_mean": float(areas.mean()),
-            "auroc_pooled": float(roc_auc_score(mixed["bearing"], (rank - 0.5) / n_tiles)),
-            "n_slides": len(areas),
-        }
-    return {"n_test_slides": len(test_slides), "methods": methods} if methods else None
 
 
 Scored = tuple[dict[str, float | None], dict[str, npt.NDArray[np.float64]]]

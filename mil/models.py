@@ -30,11 +30,14 @@ __all__ = [
     "aggregator_folder",
     "ensemble",
     "folder_of",
+    "load_aggregator",
     "log_probabilities",
     "new_aggregator",
     "new_encoder",
     "outputs",
     "said_together",
+    "say",
+    "shuffled_home",
     "voted",
     "weights_digests",
 ]
@@ -100,6 +103,19 @@ def new_aggregator(config: Config, choice: Choice, dim: int, n_classes: int) -> 
     return model
 
 
+def load_aggregator(
+    folder: Path, config: Config, choice: Choice, dim: int, n_classes: int
+) -> Aggregator:
+    """A trained aggregator in eval mode.
+
+    Raises:
+        InputError: It was not trained, or its weights do not fit the config.
+    """
+    model = new_aggregator(config, choice, dim, n_classes)
+    load_weights(model, _weights(folder))
+    return model.eval()
+
+
 def outputs(model: Aggregator, x: Tensor, offsets: Tensor, positions: Tensor | None) -> Output:
     """Call an aggregator, with positions where it has a use for them."""
     said: Output = model(x, offsets, positions) if model.takes_positions else model(x, offsets)
@@ -136,8 +152,7 @@ def said_together(
     models: Sequence[Aggregator], x: Tensor, offsets: Tensor, positions: Tensor | None
 ) -> Said:
     """What models that differ by seed say of packed bags: the mean of theirs."""
-    with torch.inference_mode():
-        return ensemble([_said(outputs(model, x, offsets, positions)) for model in models])
+    return ensemble([say(model, x, offsets, positions) for model in models])
 
 
 def log_probabilities(encoder: TileEncoder, features: Features) -> npt.NDArray[np.float32]:
@@ -196,9 +211,9 @@ class Models:
         aggregators: dict[str, list[Aggregator]] = {}
         for method, choice in choices.items():
             for number in range(config.mil.seeds):
-                model = new_aggregator(config, choice, dim, n_classes)
-                load_weights(model, _weights(aggregator_folder(run, method, fold, number)))
-                aggregators.setdefault(method, []).append(model.eval())
+                folder = aggregator_folder(run, method, fold, number)
+                model = load_aggregator(folder, config, choice, dim, n_classes)
+                aggregators.setdefault(method, []).append(model)
         return cls(encoder.eval(), aggregators, crossfit, votes)
 
     @property
@@ -230,14 +245,36 @@ class Models:
             positions: ``(n_tiles, 2)`` int64, where they are known.
             quality: Of each tile, ``(n_tiles,)``, for ``quality_vote``.
         """
-        probabilities = self.tiles(x).probabilities
+        said = self.untrained(self.tiles(x).probabilities, offsets, quality)
+        seen = self.seen(x)
+        for method in self.aggregators:
+            said[method] = ensemble(self.members(method, seen, offsets, positions))
+        return said
+
+    def untrained(
+        self, probabilities: Matrix, offsets: Tensor, quality: Matrix | None = None
+    ) -> dict[str, Said]:
+        """What every vote says of packed tiles with these class probabilities."""
         said: dict[str, Said] = {}
         for method, vote in self.votes.items():
             said[method] = voted(vote, probabilities, offsets, quality)
-        seen = torch.from_numpy(log_probabilities(self.encoder, x.numpy())) if self.crossfit else x
-        for method, models in self.aggregators.items():
-            said[method] = said_together(models, seen, offsets, positions)
         return said
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What the aggregators read of embeddings: these, or the classifier's log probabilities."""
+        return torch.from_numpy(log_probabilities(self.encoder, x.numpy())) if self.crossfit else x
+
+    def members(
+        self, method: str, seen: Tensor, offsets: Tensor, positions: Tensor | None = None
+    ) -> list[Said]:
+        """What each model of an aggregator says of packed bags, one a seed."""
+        return [say(model, seen, offsets, positions) for model in self.aggregators[method]]
+
+
+def say(model: Aggregator, seen: Tensor, offsets: Tensor, positions: Tensor | None = None) -> Said:
+    """What one model in eval mode says of packed bags."""
+    with torch.inference_mode():
+        return _said(outputs(model, seen, offsets, positions))
 
 
 def _said(output: Output) -> Said:
@@ -272,6 +309,11 @@ def weights_digests(run: Path, config: Config, folds: Sequence[int]) -> list[str
             message = f"{file.parent} is not trained yet: run `slidewise train {run}` first"
             raise InputError(message)
     return [*map(file_digest, files), *votes]
+
+
+def shuffled_home(run: Path, name: str) -> Path:
+    """Where models lie that were trained on shuffled labels (``evidence.shuffled_control``)."""
+    return run / "aggregators" / name / "shuffled"
 
 
 def aggregator_folder(run: Path, method: str, fold: int, number: int) -> Path:

@@ -26,6 +26,7 @@ __all__ = [
     "check_tiles",
     "class_names",
     "content_digest",
+    "counted",
     "ends",
     "extremes",
     "method_names",
@@ -33,6 +34,7 @@ __all__ = [
     "read_scores",
     "read_slides",
     "read_tiles",
+    "read_validation",
     "slide_cohort",
     "tested_folds",
 ]
@@ -69,6 +71,16 @@ def read_slides(path: Path, part: str = "test") -> pd.DataFrame:
     columns = ("slide_id", "fold", "part", "method", "label", "predicted")
     keys = ["method", "slide_id", "fold"] if part == "val" else ["method", "slide_id"]
     return _check_probabilities(_read(path, columns, keys, part=part), path)
+
+
+def read_validation(path: Path) -> pd.DataFrame | None:
+    """Validation rows as :func:`read_slides` gives them; None where there are none.
+
+    Predictions of other tools may have test slides only.
+    """
+    if not (read_table(path)["part"].astype(object) == "val").any():
+        return None
+    return read_slides(path, "val")
 
 
 def read_tiles(path: Path) -> pd.DataFrame:
@@ -149,24 +161,43 @@ def extremes(run: Path, method: str, n: int = 5) -> pd.DataFrame:
     Raises:
         InputError: The method weighs no tiles, or as for the tables.
     """
-    scores = read_scores(run / "tile_scores.parquet")
-    scores = scores[(scores["method"] == method) & scores["contribution"].notna()]
-    measure = "contribution" if len(scores) else "attention"
-    if measure == "contribution":
-        slides = read_slides(run / "predictions.parquet")
-        predicted = slides[slides["method"] == method].set_index("slide_id")["predicted"]
-        scores = scores[scores["class"] == scores["slide_id"].map(predicted)]
-    else:
-        attention = read_attention(run / "attention.parquet")
-        scores = attention[attention["method"] == method]
-        if scores.empty:
-            raise unknown(
-                kind="method that weighs tiles", given=method, allowed=set(attention["method"])
-            )
+    slides = read_slides(run / "predictions.parquet")
+    attention = read_attention(run / "attention.parquet")
+    scores = counted(method, slides, attention, read_scores(run / "tile_scores.parquet"))
+    if scores.empty:
+        raise unknown(
+            kind="method that weighs tiles", given=method, allowed=set(attention["method"])
+        )
     bags = scores.groupby("slide_id", sort=True)
-    found = pd.concat([ends(bag, measure, n) for _, bag in bags], ignore_index=True)
-    found = found.rename(columns={measure: "score"}).assign(measure=measure)
+    found = pd.concat([ends(bag, "score", n) for _, bag in bags], ignore_index=True)
     return found[["slide_id", "end", "rank", "tile_id", "score", "measure"]]
+
+
+def counted(
+    method: str, slides: pd.DataFrame, attention: pd.DataFrame, scores: pd.DataFrame | None
+) -> pd.DataFrame:
+    """How much each tile counts for a method, by the measure of :func:`extremes`.
+
+    Args:
+        method: Any method.
+        slides: As of :func:`read_slides`.
+        attention: As of :func:`read_attention`.
+        scores: As of :func:`read_scores`; None where there are none.
+
+    Returns:
+        ``slide_id, tile_id, score, measure``; no rows where the method weighs no tiles.
+    """
+    if scores is not None:
+        given = scores[(scores["method"] == method) & scores["contribution"].notna()]
+        if len(given):
+            of_method = slides[slides["method"] == method]
+            predicted = of_method.set_index("slide_id")["predicted"]
+            given = given[given["class"] == given["slide_id"].map(predicted)]
+            found = given[["slide_id", "tile_id"]].assign(score=given["contribution"])
+            return found.assign(measure="contribution")
+    given = attention[attention["method"] == method]
+    found = given[["slide_id", "tile_id"]].assign(score=given["attention"])
+    return found.assign(measure="attention")
 
 
 def ends(bag: pd.DataFrame, measure: str, n: int) -> pd.DataFrame:
@@ -230,7 +261,7 @@ def tested_folds(run: Path) -> dict[str, int]:
         InputError: There is no split, or a slide is in the test part of two folds.
     """
     if (run / SLIDES).exists():
-        given = read_table(run / SLIDES)
+        given = read_table(run / SLIDES).dropna(subset=["fold"])
         return {str(row.slide_id): int(row.fold) for row in given.itertuples()}
     table = splitting.load(run).table
     test = table[table["part"] == "test"]

@@ -56,6 +56,7 @@ LAYERS = [
         "mil.predict",
         "mil.new_slides",
         "mil.perturb",
+        "mil.pieces",
         "mil.tile_training",
         "mil.bag_training",
     ],

@@ -7,6 +7,7 @@ coordinates has no grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -19,7 +20,7 @@ from splits.identity.name import clean
 from splits.identity.position import locate
 from splits.images import window_of
 
-__all__ = ["grid_positions"]
+__all__ = ["grid_positions", "slide_maps"]
 
 _APART: Final = 16
 """Empty columns between the fields of a slide, more than a convolution reaches."""
@@ -67,6 +68,46 @@ def grid_positions(table: pd.DataFrame) -> dict[str, Rows]:
         if not np.isnan(corner[rows]).any():
             placed[str(slide)] = _slide(corner[rows], field[rows], scale[rows])
     return placed
+
+
+def slide_maps(
+    table: pd.DataFrame, slides: Sequence[str] | None = None
+) -> tuple[dict[str, Rows], dict[str, str]]:
+    """Which slides can be drawn by position, and why the others cannot.
+
+    A map puts each tile in a place of its own; nothing is invented for a slide of which the place
+    of one tile is unknown, and no tile is drawn over another.
+
+    Args:
+        table: An identified tile table.
+        slides: Those of interest; None: all.
+
+    Returns:
+        Slide -> column and row of each tile, ``(n_tiles, 2)`` in the order of the slide's rows in
+        the table; and slide -> one sentence, for those that are refused.
+    """
+    if slides is not None:
+        table = table[table["slide_id"].isin(slides)]
+    found = grid_positions(table)
+    placed, refused = {}, {}
+    for slide, rows in table.groupby("slide_id"):
+        name, places = str(slide), found.get(str(slide))
+        if places is None:
+            known = int((rows["x_px"].notna() & rows["y_px"].notna()).sum())
+            count = f"{len(rows) - known} of {len(rows)} tiles have" if known else "its tiles have"
+            refused[name] = f"no map: {count} no coordinates"
+            continue
+        n_places = len(np.unique(places, axis=0))
+        if len(rows) == 1:
+            refused[name] = "no map: one tile is no map"
+        elif n_places < len(rows):
+            refused[name] = (
+                f"no map: {len(rows)} tiles lie in {n_places} places, so they were not cut on a "
+                "grid and would hide each other"
+            )
+        else:
+            placed[name] = places
+    return placed, refused
 
 
 def _slide(corner: Floats, field: Rows, scale: npt.NDArray[np.object_]) -> Rows:

@@ -1,0 +1,371 @@
+"""Tile beside slide: where the two disagree, which slides are mixed, how many tiles it takes.
+
+The vote needs no training on slides, so what a trained method adds to it shows in the slides that
+the two call differently. Everything here is a function of tables; :func:`write` reads what the
+prediction stage left in a run folder and writes ``beside.json``, ``flips.csv``, ``evidence.json``
+and ``localisation.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from mil.evidence import Means, evidence, localisation, means
+from mil.predictions import counted, ends, method_names, read_scores
+from splits.artifacts import digest, digests_of, read_table, require_digests, write_csv, write_json
+
+__all__ = ["MARGIN", "flips", "mixed", "tiles_seen", "votes", "write"]
+
+MARGIN: Final = 0.2
+"""A slide is heterogeneous where the first class of its tiles leads the second by less."""
+_N_ENDS: Final = 5
+_FLIPS: Final = [
+    *("slide_id", "patient_id", "fold", "label", "n_tiles", "vote", "vote_p", "vote_margin"),
+    *("predicted", "p", "right", "effective_tiles", "top_tenth_share", "measure"),
+]
+
+
+def write(
+    run: Path,
+    *,
+    predictions: pd.DataFrame,
+    tile_rows: pd.DataFrame | None,
+    attention: pd.DataFrame | None,
+    labels: pd.Series,
+    patients: pd.Series,
+    rival: str | None,
+    n_draws: int,
+    seed: int,
+    digests: Mapping[str, str],
+) -> None:
+    """Everything about tiles beside slides and about attention, from the tables of a run.
+
+    A file about what the run does not have is removed, so that none of an earlier one stays.
+
+    Args:
+        run: The run folder.
+        predictions: Test rows of slides.
+        tile_rows: Test rows of tiles; None where there are none.
+        attention: Test rows of attention; None where there are none.
+        labels: Label of each test slide.
+        patients: Patient of each slide.
+        rival: The trained method that the vote is compared with.
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws.
+        digests: What the outputs are made from.
+
+    Raises:
+        InputError: Tables of answers from fewer tiles are of other predictions.
+    """
+    draws = {"n_draws": n_draws, "seed": seed}
+    scores = _optional(run / "tile_scores.parquet")
+    listed = None
+    if rival is not None:
+        extra = None if scores is None else read_scores(run / "tile_scores.parquet")
+        listed = flips(predictions, tile_rows, attention, extra, patients, rival)
+    of_tiles = None if tile_rows is None else votes(tile_rows)
+    seen = _perturbed(run, "tiles_seen")
+    found = {
+        "a": "vote",
+        "b": rival,
+        "flips": None if listed is None else _counted(listed),
+        "heterogeneous": None
+        if of_tiles is None
+        else mixed(predictions, of_tiles, labels, patients, **draws),
+        "tiles_seen": None if seen is None else tiles_seen(seen, labels, patients, **draws),
+    }
+    write_json(run / "beside.json", found, digests)
+    if listed is None:
+        (run / "flips.csv").unlink(missing_ok=True)
+    else:
+        write_csv(run / "flips.csv", _flat(listed))
+    table = _optional(run / "tiles.parquet")
+    located = {}
+    for name, weights in (
+        ("attention", attention),
+        ("shuffled_attention", _perturbed(run, "shuffled_attention")),
+    ):
+        known = table is not None and weights is not None and len(weights) > 0
+        located[name] = localisation(table, weights, labels, patients, **draws) if known else None
+    _write(run / "localisation.json", located["attention"], digests)
+    perturbation, agreement = _perturbed(run, "perturbation"), _perturbed(run, "agreement")
+    believed = None
+    if perturbation is not None and agreement is not None:
+        control = located["shuffled_attention"]
+        believed = evidence(
+            perturbation, agreement, labels, patients, **draws, shuffled_found=control
+        )
+    _write(run / "evidence.json", believed, digests)
+
+
+def _optional(path: Path) -> pd.DataFrame | None:
+    return read_table(path) if path.exists() else None
+
+
+def _perturbed(run: Path, name: str) -> pd.DataFrame | None:
+    """A table of :mod:`mil.perturb`, refused where it is of other predictions."""
+    path = run / f"{name}.parquet"
+    if not path.exists():
+        return None
+    predictions = digest(digests_of(run / "attention.parquet"))
+    require_digests(path, {"predictions": predictions}, f"slidewise train {run}")
+    return read_table(path)
+
+
+def _write(path: Path, found: Mapping[str, Any] | None, digests: Mapping[str, str]) -> None:
+    if found is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, found, digests)
+
+
+def votes(tile_rows: pd.DataFrame) -> pd.DataFrame:
+    """How the tiles of each slide voted, one tile one vote.
+
+    Args:
+        tile_rows: Test rows of tile predictions.
+
+    Returns:
+        ``n_tiles, vote_margin, second`` by ``slide_id``: the share of tiles of the first class
+        minus that of the second, and the second (None where all tiles agree).
+    """
+    counts = pd.crosstab(
+        tile_rows["slide_id"].astype(object), tile_rows["predicted"].astype(object)
+    )
+    matrix = counts.to_numpy(dtype=np.float64)
+    order = np.argsort(-matrix, axis=1, kind="stable")
+    sizes = matrix.sum(axis=1)
+    first = np.take_along_axis(matrix, order[:, :1], axis=1)[:, 0]
+    second, names = np.zeros(len(matrix)), np.full(len(matrix), None, dtype=object)
+    if matrix.shape[1] > 1:
+        second = np.take_along_axis(matrix, order[:, 1:2], axis=1)[:, 0]
+        names[second > 0] = counts.columns.to_numpy(dtype=object)[order[second > 0, 1]]
+    return pd.DataFrame(
+        {
+            "n_tiles": sizes.astype(np.int64),
+            "vote_margin": (first - second) / sizes,
+            "second": pd.Series(names, counts.index, dtype=object),
+        },
+        index=counts.index,
+    )
+
+
+def flips(
+    predictions: pd.DataFrame,
+    tile_rows: pd.DataFrame | None,
+    attention: pd.DataFrame | None,
+    scores: pd.DataFrame | None,
+    patients: pd.Series,
+    method: str,
+) -> list[dict[str, Any]]:
+    """The slides that the vote and a method call differently, with what each rests on.
+
+    Returns:
+        A record a slide, sorted by ``slide_id``: ``vote_margin`` as of :func:`votes`,
+        ``effective_tiles`` the exponential of the entropy of the attention (the number of tiles
+        that would have it if it were even; Hill 1973), ``top_tenth_share`` the attention on the
+        highest tenth of the tiles, ``top`` and ``bottom`` the tiles at both ends of what
+        :func:`mil.predictions.extremes` goes by. What is not known is None.
+    """
+    columns = ["slide_id", "fold", "label", "predicted"]
+    shares = [name for name in predictions.columns if str(name).startswith("p_")]
+    sides = []
+    for name in ("vote", method):
+        rows = predictions[predictions["method"] == name].reset_index(drop=True)
+        place = pd.Index([share[2:] for share in shares]).get_indexer(rows["predicted"])
+        p = rows[shares].to_numpy(dtype=np.float64)[np.arange(len(rows)), place]
+        sides.append(rows[columns].assign(p=p))
+    both = sides[1].merge(
+        sides[0][["slide_id", "predicted", "p"]].rename(
+            columns={"predicted": "vote", "p": "vote_p"}
+        ),
+        on="slide_id",
+        validate="one_to_one",
+    )
+    both = both[both["vote"] != both["predicted"]].sort_values("slide_id")
+    margins = None if tile_rows is None else votes(tile_rows)
+    weighed = None
+    if attention is not None:
+        slides = set(both["slide_id"])
+        attention = attention[(attention["method"] == method) & attention["slide_id"].isin(slides)]
+        weighed = counted(method, predictions, attention, scores)
+    return [_flip(row, margins, attention, weighed, patients) for row in both.to_dict("records")]
+
+
+def _flip(
+    row: Mapping[str, Any],
+    margins: pd.DataFrame | None,
+    attention: pd.DataFrame | None,
+    weighed: pd.DataFrame | None,
+    patients: pd.Series,
+) -> dict[str, Any]:
+    slide = row["slide_id"]
+    right = {row["vote"]: "vote", row["predicted"]: "method"}.get(row["label"], "neither")
+    record = {**dict.fromkeys(_FLIPS), **row, "right": right, "patient_id": patients[slide]}
+    if margins is not None:
+        record["n_tiles"] = int(margins.loc[slide, "n_tiles"])
+        record["vote_margin"] = float(margins.loc[slide, "vote_margin"])
+    if attention is not None:
+        weights = attention.loc[attention["slide_id"] == slide, "attention"].to_numpy(np.float64)
+        if len(weights):
+            record["effective_tiles"] = float(np.exp(_entropy(weights)))
+            tenth = int(np.ceil(len(weights) / 10))
+            record["top_tenth_share"] = float(np.sort(weights)[-tenth:].sum())
+    both: dict[str, list[dict[str, Any]]] = {"top": [], "bottom": []}
+    bag = None if weighed is None else weighed[weighed["slide_id"] == slide]
+    if bag is not None and len(bag):
+        record["measure"] = bag["measure"].iloc[0]
+        for tile in ends(bag, "score", _N_ENDS).itertuples():
+            both[tile.end].append({"tile_id": tile.tile_id, "score": float(tile.score)})
+    return {**{name: record[name] for name in _FLIPS}, **both}
+
+
+def _entropy(weights: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    share = weights[weights > 0] / weights.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def _counted(listed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    right = [record["right"] for record in listed]
+    counts = {
+        f"n_{kind}": right.count(who)
+        for kind, who in (
+            ("vote_right", "vote"),
+            ("method_right", "method"),
+            ("neither", "neither"),
+        )
+    }
+    return {"n": len(listed), **counts, "slides": list(listed)}
+
+
+def _flat(listed: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row a slide for ``flips.csv``; tile ids may hold any character, so they are JSON lists."""
+    rows = [
+        {
+            **{name: record[name] for name in _FLIPS},
+            **{
+                f"{end}_tiles": json.dumps([t["tile_id"] for t in record[end]], ensure_ascii=False)
+                for end in ("top", "bottom")
+            },
+        }
+        for record in listed
+    ]
+    return pd.DataFrame(rows, columns=[*_FLIPS, "top_tiles", "bottom_tiles"])
+
+
+def mixed(
+    predictions: pd.DataFrame,
+    of_tiles: pd.DataFrame,
+    labels: pd.Series,
+    patients: pd.Series,
+    *,
+    n_draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Slides whose tiles do not agree, and how each method does on them and on the others.
+
+    Args:
+        predictions: Test rows of slides.
+        of_tiles: As of :func:`votes`.
+        labels: Label of each test slide.
+        patients: Patient of each slide.
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
+    of_tiles = of_tiles.loc[labels.index]
+    doubtful = of_tiles["vote_margin"] < MARGIN
+    accuracy = {}
+    for method in method_names(predictions):
+        right = _right(predictions[predictions["method"] == method], labels)
+        kinds = pd.DataFrame({"yes": right.where(doubtful), "no": right.where(~doubtful)})
+        found = means(kinds, labels, patients, n_draws=n_draws, seed=seed)
+        accuracy[method] = {
+            "heterogeneous": {**found.summary(0), "n": int(doubtful.sum())},
+            "homogeneous": {**found.summary(1), "n": int((~doubtful).sum())},
+            "difference": found.difference(0, 1).summary(),
+        }
+    rows = of_tiles[doubtful].sort_index()
+    return {
+        "rule": (
+            "A slide is heterogeneous where the share of its tiles that vote for the first class "
+            f"exceeds that for the second by less than {MARGIN:g}."
+        ),
+        "margin_below": MARGIN,
+        "n_heterogeneous": int(doubtful.sum()),
+        "n_homogeneous": int((~doubtful).sum()),
+        "slides": [
+            {
+                "slide_id": slide,
+                "patient_id": patients[slide],
+                "label": labels[slide],
+                "n_tiles": int(row["n_tiles"]),
+                "vote_margin": float(row["vote_margin"]),
+                "second": row["second"],
+            }
+            for slide, row in rows.iterrows()
+        ],
+        "accuracy": accuracy,
+    }
+
+
+def tiles_seen(
+    seen: pd.DataFrame, labels: pd.Series, patients: pd.Series, *, n_draws: int, seed: int
+) -> dict[str, Any]:
+    """Accuracy by the number of tiles that a method sees of each slide.
+
+    A slide of at most m tiles keeps them all; its answer then counts as the answer from m tiles,
+    and ``n_whole`` says of how many slides that is so. The answer of a slide is the mean over its
+    random subsets.
+
+    Args:
+        seen: ``tiles_seen.parquet``.
+        labels: Label of each test slide.
+        patients: Patient of each slide.
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
+    sizes = seen.groupby("slide_id")["n_tiles"].first()
+    steps = sorted(seen.loc[seen["m"] < seen["n_tiles"], "m"].unique().tolist())
+    methods = {}
+    for method in method_names(seen):
+        rows = seen[seen["method"] == method]
+        right = rows["predicted"].to_numpy(object) == labels[rows["slide_id"]].to_numpy(object)
+        rows = rows.assign(right=right.astype(np.float64))
+        whole = rows[rows["m"] == rows["n_tiles"]].set_index("slide_id")["right"]
+        few = rows[rows["m"] < rows["n_tiles"]]
+        few = few.pivot_table(index="slide_id", columns="m", values="right", aggfunc="mean")
+        curve = few.reindex(index=whole.index, columns=steps)
+        curve = curve.apply(lambda column, whole=whole: column.fillna(whole)).assign(all=whole)
+        found = means(curve, labels, patients, n_draws=n_draws, seed=seed)
+        methods[method] = [
+            _step(found, column, m, int((sizes <= m).sum())) for column, m in enumerate(steps)
+        ]
+        methods[method].append(_step(found, len(steps), None, len(sizes)))
+    return {
+        "rule": "Tiles are drawn at random; a slide of fewer tiles than are asked for keeps all.",
+        "n_slides": len(sizes),
+        "n_slides_of": len(labels),
+        "repeats": int(seen["repeat"].max()) + 1,
+        "methods": methods,
+    }
+
+
+def _step(found: Means, column: int, m: int | None, n_whole: int) -> dict[str, Any]:
+    return {
+        "m": m,
+        "accuracy": found.summary(column),
+        "to_all": found.difference(column, -1).summary(),
+        "n_whole": n_whole,
+    }
+
+
+def _right(rows: pd.DataFrame, labels: pd.Series) -> pd.Series:
+    """1.0 where the slide is called right, by slide."""
+    said = rows.set_index("slide_id")["predicted"].astype(object)[labels.index]
+    return (said == labels.astype(object)).astype(np.float64)

@@ -1,0 +1,298 @@
+"""Does attention name the tiles that an answer hangs on? Tables of answers in, areas out.
+
+Deletion and insertion go back to Petsiuk, Das & Saenko, "RISE: randomized input sampling for
+explanation of black-box models", BMVC 2018, section 3.2; for bags of tiles to Hense et al., "xMIL",
+NeurIPS 2024. ``docs/attention.md`` says what each number means and what it does not.
+
+Intervals draw whole patients (:mod:`mil.statistics`); a slide is one value, whatever its tiles.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.integrate import trapezoid
+from sklearn.metrics import roc_auc_score
+
+from mil import statistics
+
+__all__ = ["RULE", "Means", "evidence", "localisation", "means"]
+
+RULE: Final = (
+    "Tiles leave a slide in the order of what the method says of them, or at random; p is the "
+    "probability of the class that was predicted from all tiles. An area is the mean p over the "
+    "shares of tiles. The order is believed where the interval of its difference from random, "
+    "patients drawn, excludes 0."
+)
+
+Floats = npt.NDArray[np.float64]
+Summary = dict[str, Any]
+
+
+class Means(NamedTuple):
+    """Means over slides and their bootstrap draws over patients.
+
+    Attributes:
+        values: ``(k,)``; NaN where no slide counts.
+        draws: ``(n_draws, k)``; NaN where no drawn slide counts.
+    """
+
+    values: Floats
+    draws: Floats
+
+    def summary(self, column: int = 0) -> Summary:
+        """``value, ci_low, ci_high`` of one column; null where it is undefined."""
+        value, draws = self.values[column], self.draws[:, column]
+        draws = draws[np.isfinite(draws)]
+        if not np.isfinite(value) or not len(draws):
+            return {"value": None, "ci_low": None, "ci_high": None}
+        low, high = statistics.interval(draws)
+        return {"value": float(value), "ci_low": low, "ci_high": high}
+
+    def difference(self, a: int, b: int) -> Means:
+        """Column ``a`` minus column ``b``, for the same draws."""
+        return Means(self.values[[a]] - self.values[[b]], self.draws[:, [a]] - self.draws[:, [b]])
+
+
+def means(values: pd.DataFrame, labels: pd.Series, patients: pd.Series, **draws: int) -> Means:
+    """Mean of each column over slides, with draws of whole patients; NaN does not count.
+
+    Args:
+        values: A row a slide, indexed by it.
+        labels: Slide -> label, for strata of patients.
+        patients: Slide -> patient.
+        draws: ``n_draws`` and ``seed``.
+    """
+    values = values.sort_index()
+    clusters = patients[values.index].to_numpy(dtype=object)
+    classes = np.unique(labels[values.index].to_numpy(dtype=object), return_inverse=True)[1]
+    matrix = values.to_numpy(dtype=np.float64)
+    counts = np.isfinite(matrix)
+    sums = np.column_stack([np.where(counts, matrix, 0.0), counts])
+    _, member = np.unique(clusters, return_inverse=True)
+    by_patient = np.zeros((member.max() + 1, sums.shape[1]))
+    np.add.at(by_patient, member, sums)
+    drawn = [w @ by_patient for w in statistics.draw_clusters(classes, clusters, **draws)]
+    both = np.vstack([by_patient.sum(axis=0), *drawn])
+    top, bottom = np.hsplit(both, 2)
+    ratio = np.full_like(top, np.nan)
+    np.divide(top, bottom, out=ratio, where=bottom > 0)
+    return Means(ratio[0], ratio[1:])
+
+
+def evidence(
+    perturbation: pd.DataFrame,
+    agreement: pd.DataFrame,
+    labels: pd.Series,
+    patients: pd.Series,
+    *,
+    n_draws: int,
+    seed: int,
+    shuffled_found: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """What ``evidence.json`` says of every method that weighs tiles.
+
+    Args:
+        perturbation: Answers of :func:`mil.perturb.perturb_run`.
+        agreement: Its rank correlations.
+        labels: Label of each test slide; only strata of the bootstrap depend on it.
+        patients: Patient of each slide.
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws.
+        shuffled_found: :func:`localisation` of the models that learned shuffled labels.
+
+    Returns:
+        ``docs/attention.md`` lists the keys; ``None`` where no method weighs tiles.
+    """
+    if perturbation.empty:
+        return None
+    methods: dict[str, Any] = {}
+    given = _Given(labels, patients, {"n_draws": n_draws, "seed": seed})
+    for method, rows in perturbation.groupby("method"):
+        pairs = agreement[agreement["method"] == method]
+        methods[str(method)] = {
+            "measures": {
+                measure: _of_measure(rows, pairs, measure, given, shuffled_found)
+                for measure in sorted(set(rows["order"]) - {"random"})
+            }
+        }
+    return {
+        "rule": RULE,
+        "shares": sorted(perturbation["share"].unique().tolist()),
+        "n_slides": int(perturbation["slide_id"].nunique()),
+        "n_slides_of": len(labels),
+        "repeats": int(perturbation["repeat"].max()) + 1,
+        "methods": methods,
+    }
+
+
+class _Given(NamedTuple):
+    labels: pd.Series
+    patients: pd.Series
+    draws: dict[str, int]
+
+    def means(self, values: pd.DataFrame) -> Means:
+        return means(values, self.labels, self.patients, **self.draws)
+
+
+def _of_measure(
+    rows: pd.DataFrame,
+    pairs: pd.DataFrame,
+    measure: str,
+    given: _Given,
+    shuffled_found: dict[str, Any] | None,
+) -> dict[str, Any]:
+    pairs = pairs[pairs["measure"] == measure]
+    controls = pairs["b"] == "shuffled"
+    found = _curves(rows[rows["labels"] == "true"], measure, given)
+    members = _agreement(pairs[~controls], given)
+    if members is None:
+        found["agreement"] = {"note": "not measured: one model a fold, set mil.seeds=2"}
+    else:
+        n_members = 1 + pairs.loc[~controls, "b"].astype(int).max()
+        found["agreement"] = {**members, "n_members": int(n_members)}
+    control = rows[rows["labels"] == "shuffled"]
+    if control.empty:
+        found["shuffled"] = {"note": "not trained: set evidence.shuffled_control=true"}
+        return found
+    method = str(rows["method"].iloc[0])
+    located = None
+    if measure == "attention" and shuffled_found is not None:
+        located = shuffled_found["methods"].get(method)
+    found["shuffled"] = {
+        **_curves(control, measure, given),
+        "agreement": _agreement(pairs[controls], given),
+        "localisation": located,
+    }
+    return found
+
+
+def _curves(rows: pd.DataFrame, measure: str, given: _Given) -> dict[str, Any]:
+    """Deletion and insertion of one measure against random orders of the same slides."""
+    ordered, random = rows[rows["order"] == measure], rows[rows["order"] == "random"]
+    random = random[random["slide_id"].isin(ordered["slide_id"])]
+    aside = _by_share(random)
+    found = {}
+    for name, end, sign in (("deletion", "top", 1), ("insertion", "bottom", -1)):
+        curve, other = _by_share(ordered[ordered["end"] == end]), aside
+        if name == "insertion":  # what is left when the bottom goes is what the top puts in
+            curve, other = _kept(curve), _kept(aside)
+        shares = curve.columns.to_numpy(dtype=np.float64)
+        areas = pd.DataFrame({"random": _areas(other), "ordered": _areas(curve)})
+        difference = given.means(sign * (areas["random"] - areas["ordered"]).to_frame()).summary()
+        mean_areas = areas.mean()
+        found[name] = {
+            "curve": _points(given.means(curve), shares),
+            "random": _points(given.means(other), shares),
+            "area": float(mean_areas["ordered"]),
+            "area_random": float(mean_areas["random"]),
+            "difference": difference,
+            "verdict": _verdict(difference),
+        }
+    return found
+
+
+def _by_share(rows: pd.DataFrame) -> pd.DataFrame:
+    """p, a row a slide and a column a share that was removed; the mean over random orders."""
+    return rows.pivot_table(index="slide_id", columns="share", values="p", aggfunc="mean")
+
+
+def _kept(removed: pd.DataFrame) -> pd.DataFrame:
+    """The same answers by the share of tiles that is there, from the fewest on."""
+    kept = removed.set_axis([round(1 - share, 6) for share in removed.columns], axis=1)
+    return kept[sorted(kept.columns)]
+
+
+def _areas(curve: pd.DataFrame) -> pd.Series:
+    """Mean p of each slide over the shares, by the trapezoidal rule."""
+    shares = curve.columns.to_numpy(dtype=np.float64)
+    area = trapezoid(curve.to_numpy(dtype=np.float64), shares, axis=1)
+    return pd.Series(area / (shares[-1] - shares[0]), index=curve.index)
+
+
+def _points(found: Means, shares: Floats) -> list[Summary]:
+    points = []
+    for column, share in enumerate(shares):
+        value = found.summary(column)
+        points.append({"share": float(share), "p": value.pop("value"), **value})
+    return points
+
+
+def _verdict(difference: Summary) -> str:
+    if difference["ci_low"] is not None and difference["ci_low"] > 0:
+        return "yes"
+    if difference["ci_high"] is not None and difference["ci_high"] < 0:
+        return "no"
+    return "cannot be shown"
+
+
+def _agreement(pairs: pd.DataFrame, given: _Given) -> Summary | None:
+    """Mean rank correlation within a slide over pairs of models; None without pairs.
+
+    Slides of fewer than three tiles, or with equal weights for all of them, do not count.
+    """
+    if pairs.empty:
+        return None
+    by_slide = pairs.groupby("slide_id")[["spearman"]].mean()
+    return {**given.means(by_slide).summary(), "n_slides": int(by_slide["spearman"].count())}
+
+
+def localisation(
+    table: pd.DataFrame,
+    attention: pd.DataFrame,
+    labels: pd.Series,
+    patients: pd.Series,
+    *,
+    n_draws: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """How well attention finds the tiles that bear the label of their slide.
+
+    A tile bears the label where ``tile_label == slide_label``; tiles without a label of their own
+    are left out. A slide counts only where it has both kinds, so slides whose label is never a
+    tile label, or is that of all their tiles, do not count. ``auroc_mean`` averages the area over
+    slides; ``auroc_pooled`` ranks tiles within their slide first (attention sums to 1 a slide, so
+    raw weights of slides of different size cannot be compared) and takes one area over all.
+
+    Args:
+        table: The tile table.
+        attention: Attention table; only rows of the test part are used.
+        labels: Label of each test slide.
+        patients: Patient of each slide.
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        ``{"n_test_slides", "methods": {METHOD: {"auroc_mean", "ci_low", "ci_high", "auroc_pooled",
+        "n_slides"}}}``, the interval that of ``auroc_mean``; ``None`` where no slide counts.
+    """
+    annotated = table[["tile_id", "tile_label", "slide_label"]].dropna()
+    bearing = annotated["tile_label"].astype(object) == annotated["slide_label"].astype(object)
+    kinds = pd.Series(bearing.to_numpy(dtype=bool), index=annotated["tile_id"].to_numpy(object))
+    test = attention[(attention["part"] == "test") & attention["slide_id"].isin(labels.index)]
+    test = test[test["tile_id"].isin(kinds.index)].sort_values(["method", "slide_id", "tile_id"])
+    test = test.assign(bearing=kinds[test["tile_id"].to_numpy(object)].to_numpy())
+    methods = {}
+    for method, rows in test.groupby("method"):
+        by_slide = rows.groupby("slide_id")
+        mixed = rows[by_slide["bearing"].transform("nunique") == 2]
+        if mixed.empty:
+            continue
+        rank = mixed.groupby("slide_id")["attention"].rank()
+        by_slide = mixed.assign(rank=rank, bearing_rank=rank * mixed["bearing"]).groupby("slide_id")
+        n_tiles, n_bearing = by_slide["bearing"].transform("size"), by_slide["bearing"].sum()
+        # Mann-Whitney: the area from the ranks of the bearing tiles, for all slides at once.
+        excess = by_slide["bearing_rank"].sum() - n_bearing * (n_bearing + 1) / 2
+        areas = (excess / (n_bearing * (by_slide.size() - n_bearing))).to_frame("area")
+        mean = means(areas, labels, patients, n_draws=n_draws, seed=seed).summary()
+        methods[str(method)] = {
+            "auroc_mean": mean["value"],
+            "ci_low": mean["ci_low"],
+            "ci_high": mean["ci_high"],
+            "auroc_pooled": float(roc_auc_score(mixed["bearing"], (rank - 0.5) / n_tiles)),
+            "n_slides": len(areas),
+        }
+    return {"n_test_slides": len(labels), "methods": methods} if methods else None

@@ -230,14 +230,23 @@ def _verdict(difference: Summary) -> str:
 
 
 def _agreement(pairs: pd.DataFrame, given: _Given) -> Summary | None:
-    """Mean rank correlation within a slide over pairs of models; None without pairs.
+    """How alike two models weigh the tiles of a slide, a mean over pairs; None without pairs.
 
-    Slides of fewer than three tiles, or with equal weights for all of them, do not count.
+    The rank correlation counts all tiles alike, the overlap only the highest tenth; slides of fewer
+    than three tiles count for neither, and those of equal weights not for the first.
     """
+    pairs = pairs[pairs["n_tiles"] >= 3]
     if pairs.empty:
         return None
-    by_slide = pairs.groupby("slide_id")[["spearman"]].mean()
-    return {**given.means(by_slide).summary(), "n_slides": int(by_slide["spearman"].count())}
+    highest = np.ceil(pairs["n_tiles"] / 10) / pairs["n_tiles"]
+    columns = ["spearman", "overlap", "chance"]
+    by_slide = pairs.assign(chance=highest).groupby("slide_id")[columns].mean()
+    found = given.means(by_slide)
+    return {
+        **found.summary(0),
+        "n_slides": int(by_slide["spearman"].count()),
+        "top_tenth": {**found.summary(1), "chance": float(by_slide["chance"].mean())},
+    }
 
 
 def localisation(

@@ -32,7 +32,7 @@ from splits.images import image_of, read_tile
 from splits.scan import list_folder
 from splits.scan import scan as scan_folder
 
-__all__ = ["Material", "audit", "audit_files", "audit_run", "material_of"]
+__all__ = ["Material", "audit", "audit_files", "audit_run", "look", "material_of"]
 
 _FORM: Final = 1
 """Version of what the audit looks at: raised with every new check, so that old runs are asked."""
@@ -80,7 +80,7 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
         config: Its configuration.
         encoders: Compare the slides that the encoder of each fold saw with its test slides.
     """
-    split, table = splitting.load(run), read_tiles(run)
+    split = splitting.load(run)
     meta = run / "features" / "meta.json"
     seen: dict[int, Any] | None = None
     entries = read_json(meta)["folds"] if encoders and meta.exists() else {}
@@ -97,28 +97,61 @@ def audit_run(run: Path, config: Config, *, encoders: bool = True) -> dict[str, 
     }
     path = run / "audit.json"
     if not is_current(path, digests):
-        blank, headers, features = None, None, None
-        if config.data.features is None:
-            headers = partial(read_headers, data_root(run, config))
-        else:
-            blank = common_tiles(table)
-            matrix = open_features(run / MATRIX, n_tiles=len(table))
-            features = Features(table["tile_id"].tolist(), matrix, "those that the run began with")
-        result = audits.audit(
+        result = look(
+            run,
+            config,
             split.table,
-            tiles.slides(table),
-            table,
             unit=config.split.unit,
             claims="holdout" if config.split.method == "holdout" else "kfold",
             repeats=config.split.repeats,
-            found=_pixels_of(run),
-            blank=blank,
-            features=features,
-            headers=headers,
             seen=seen,
         )
         write_json(path, result, digests)
     return read_json(path)
+
+
+def look(
+    run: Path,
+    config: Config,
+    split_table: pd.DataFrame,
+    *,
+    unit: str,
+    claims: str,
+    repeats: int = 1,
+    seen: Mapping[int, Any] | None = None,
+) -> dict[str, Any]:
+    """Findings on any split of a run's slides or tiles, with all that the run knows of them.
+
+    Args:
+        run: The run folder, identified.
+        config: Its configuration.
+        split_table: As for :func:`splits.audit.audit`.
+        unit: What it claims to keep whole.
+        claims: How often it claims to test each slide.
+        repeats: Times that it was dealt.
+        seen: By fold, the slides that its encoder saw.
+    """
+    table = read_tiles(run)
+    blank, headers, features = None, None, None
+    if config.data.features is None:
+        headers = partial(read_headers, data_root(run, config))
+    else:
+        blank = common_tiles(table)
+        matrix = open_features(run / MATRIX, n_tiles=len(table))
+        features = Features(table["tile_id"].tolist(), matrix, "those that the run began with")
+    return audits.audit(
+        split_table,
+        tiles.slides(table),
+        table,
+        unit=unit,
+        claims=claims,
+        repeats=repeats,
+        found=_pixels_of(run),
+        blank=blank,
+        features=features,
+        headers=headers,
+        seen=seen,
+    )
 
 
 def _pixels_of(run: Path) -> Pixels | None:

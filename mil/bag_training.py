@@ -26,12 +26,12 @@ from mil.config import Aggregator as Choice
 from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
 from mil.data.store import Features
-from mil.models import aggregator_folder, new_aggregator, outputs, shuffled_folder
+from mil.models import folder_of, new_aggregator, outputs, shuffled_home
 from mil.seeds import derive, generator
 from splits.artifacts import digest
 from splits.errors import InputError
 
-__all__ = ["Objective", "check", "class_weights", "fit_fold", "fit_shuffled", "shuffled"]
+__all__ = ["Objective", "check", "class_weights", "fit", "fit_fold", "fit_shuffled", "shuffled"]
 
 _FORM = 4  # of the weights: another one is trained anew
 
@@ -76,7 +76,8 @@ def fit_fold(
     # Opening reads every value once, so it is done once for all of them.
     features, made_from = encode.bag_features(run, config, fold)
     for choice in config.mil.aggregators:
-        _fit(run, config, fold, choice, fabric, features, made_from)
+        home = run / "aggregators" / choice.name
+        fit(run, config, fold, choice, fabric, features, made_from, home)
         say(f"fold {fold.number}: {choice.name} trained")
 
 
@@ -90,17 +91,18 @@ def fit_shuffled(
     """
     features, made_from = encode.bag_features(run, config, fold)
     mixed = shuffled(fold, config.seed)
+    single = config.model_copy(update={"mil": config.mil.model_copy(update={"seeds": 1})})
     for choice in config.mil.aggregators:
         if choice.name in methods:
-            folder = shuffled_folder(run, choice.name, fold.number)
-            _fit(run, config, mixed, choice, fabric, features, made_from, control=folder)
+            home = shuffled_home(run, choice.name)
+            fit(run, single, mixed, choice, fabric, features, made_from, home)
 
 
 def shuffled(fold: Fold, seed: int) -> Fold:
     """The fold with labels that change hands among the patients of its training part.
 
     The same among those of its validation part. A slide takes the label of a slide of the other
-    patient, in the order of their names; by chance some keep theirs. Test labels stay.
+    patient, in the order of their names; by chance some keep theirs.
     """
     labels = dict(fold.labels)
     for part in ("train", "val"):
@@ -112,10 +114,11 @@ def shuffled(fold: Fold, seed: int) -> Fold:
         for patient, place in zip(patients, order, strict=True):
             given = cycle(fold.labels[slide] for slide in slides_of[patients[place]])
             labels |= dict(zip(slides_of[patient], given, strict=False))
-    return replace(fold, labels=labels)
+    # The digest of the split says which labels a model was trained on.
+    return replace(fold, labels=labels, split=digest([fold.split, "shuffled labels"]))
 
 
-def _fit(
+def fit(
     run: Path,
     config: Config,
     fold: Fold,
@@ -123,9 +126,20 @@ def _fit(
     fabric: Fabric,
     features: Features,
     made_from: str,
-    control: Path | None = None,
+    home: Path,
 ) -> None:
-    """Train the models of one method: one a seed, or one into the folder of a control."""
+    """Train one aggregator on one fold, every seed of it.
+
+    Args:
+        run: Run folder.
+        config: Its configuration; ``mil`` says how it is trained.
+        fold: Whose training slides teach it, and whose validation slides stop it.
+        choice: The aggregator.
+        fabric: Device and precision.
+        features: Of all tiles, ``(n_tiles, dim)``.
+        made_from: Digest of the features.
+        home: Folder of its models, a folder a fold and seed.
+    """
     settings = config.mil
     seen, judges = fold.slides["train"], fold.slides["val"]
     placed = None
@@ -140,14 +154,12 @@ def _fit(
         "split": fold.split,
         "aggregator": digest([_FORM, own, choice.model_dump(mode="json"), config.seed]),
     }
-    if control is not None:
-        digests["labels"] = "shuffled"
-    for number in range(1 if control else settings.seeds):
-        folder = control or aggregator_folder(run, choice.name, fold.number, number)
+    for number in range(settings.seeds):
+        folder = folder_of(home, fold.key, number)
         if is_finished(folder, digests):
             continue
         # The first has the seed that it has where it is the only one.
-        names = (choice.name, fold.number, *([number] if number else []))
+        names = (choice.name, fold.key, *([number] if number else []))
         seed = derive(config.seed, "aggregator", *names)
         torch.manual_seed(seed)
         model = new_aggregator(config, choice, bags.dim, len(fold.classes))

@@ -17,8 +17,8 @@ from mil.cli_experiments import Settings, run_name
 from mil.cli_splits import Json, Run
 from mil.config import Config
 from mil.settings import stored
-from mil.terminal import print_json, print_table, screen, show_metrics
-from splits.errors import SlidewiseError
+from mil.terminal import print_json, print_table, say_warning, screen, show_metrics
+from splits.errors import InputError, SlidewiseError
 
 __all__ = ["app", "main"]
 
@@ -83,13 +83,55 @@ def train(run: Run) -> None:
 
 
 @app.command()
-def evaluate(run: Run, json: Json = False) -> None:
+def evaluate(
+    run: cli_splits.MaybeRun = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[METHOD=]FILE", help="Score another tool's predictions instead."),
+    ] = None,
+    slides: Annotated[Path | None, typer.Option(help="Their labels, a row a slide.")] = None,
+    tiles: Annotated[Path | None, typer.Option(help="Their predictions of tiles.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns not recognised: slide_id=name,p_tumour=score.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score the slides that every method predicts.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for their scores.")] = None,
+    json: Json = False,
+) -> None:
     """Tile accuracy beside slide accuracy, with intervals."""
+    from mil import foreign
     from mil.run import evaluate_run
     from splits.artifacts import read_json
 
-    evaluate_run(run, stored(run))
-    metrics = read_json(run / "metrics.json")
+    if (run is None) == (not predictions) or (not predictions) != (out is None):
+        message = "give a run folder, or --predictions FILE with --out FOLDER"
+        raise InputError(message)
+    extra = {"--slides": slides, "--tiles": tiles, "--columns": columns, "--partial": partial}
+    given = [name for name, value in extra.items() if value]
+    if run is not None and given:
+        message = f"{given[0]} goes with --predictions; a run brings its own"
+        raise InputError(message)
+    if run is not None:
+        if foreign.is_foreign(run):
+            message = f"{run} holds predictions of another tool: give them with --predictions again"
+            raise InputError(message)
+        evaluate_run(run, stored(run))
+        metrics = read_json(run / "metrics.json")
+    elif predictions and out is not None:
+        scored = foreign.score(
+            predictions,
+            out,
+            slides=slides,
+            tiles=tiles,
+            columns=cli_splits.columns_of(columns),
+            partial=partial,
+        )
+        metrics = scored.metrics
+        for kind, said in (("note", scored.notes), ("warning", scored.cautions)):
+            for line in said:
+                say_warning(line, kind)
     if json:
         print_json(metrics)
     else:
@@ -99,9 +141,10 @@ def evaluate(run: Run, json: Json = False) -> None:
 @app.command()
 def report(run: Run) -> None:
     """The report, from tables only."""
+    from mil import foreign
     from mil.run import report_run
 
-    typer.echo(report_run(run, stored(run)))
+    typer.echo(report_run(run, None if foreign.is_foreign(run) else stored(run)))
 
 
 @app.command()
@@ -120,9 +163,15 @@ def predict(
     rows = []
     for r in records:
         shares = " ".join(f"{name} {p:.2f}" for name, p in r["probabilities"].items())
+        held = f"{r['answer']}: {' or '.join(r['set']) or 'like no class'}"
+        answer = r["answer"] if len(r["set"]) == 1 else held
         skipped = len(r["skipped"])
-        rows.append((r["slide"], r["n_tiles"], r["method"], r["predicted"], shares, skipped))
-    print_table("Predictions", ("slide", "tiles", "method", "class", "p", "skipped"), rows)
+        rows.append(
+            (r["slide"], r["n_tiles"], r["method"], r["predicted"], shares, answer, skipped)
+        )
+    sure = f"answer at {records[0]['level']:.0%}" if records else "answer"
+    columns = ("slide", "tiles", "method", "class", "p", sure, "skipped")
+    print_table("Predictions", columns, rows)
 
 
 for verb in (*cli_features.VERBS, *cli_experiments.VERBS):

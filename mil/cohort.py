@@ -58,6 +58,7 @@ class Fold:
         slide_of: Slide of each row, ``(n_tiles,)``.
         identity: Digest of the tile table.
         split: Digest of the split.
+        inner: Number of a fold within this one; None is the fold itself.
 
     Raises:
         InputError: A slide is in two parts.
@@ -74,6 +75,7 @@ class Fold:
     slide_of: npt.NDArray[np.object_] = field(repr=False)
     identity: str
     split: str
+    inner: int | None = None
 
     def __post_init__(self) -> None:
         counts = Counter(slide for slides in self.slides.values() for slide in slides)
@@ -88,6 +90,30 @@ class Fold:
         sealed = set(self.slides.get("test", ()))
         known = KnownLabels({s: k for s, k in self.labels.items() if s not in sealed})
         object.__setattr__(self, "labels", known)
+
+    @property
+    def key(self) -> str:
+        """What its files are called: ``0``, or ``0-inner1`` within it."""
+        return str(self.number) if self.inner is None else f"{self.number}-inner{self.inner}"
+
+    def within(self, inner: int, slides: dict[str, list[str]]) -> Fold:
+        """A fold inside this one: what it does not deal has neither label nor rows in it.
+
+        Args:
+            inner: Its number.
+            slides: Part (train, val, test) -> its slides, sorted.
+        """
+        inside = sorted(slide for names in slides.values() for slide in names)
+        return replace(
+            self,
+            slides=slides,
+            labels={slide: self.labels[slide] for slide in inside},
+            group_of={slide: self.group_of[slide] for slide in inside},
+            patient_of={slide: self.patient_of[slide] for slide in inside},
+            rows_by_slide={slide: self.rows_by_slide[slide] for slide in inside},
+            split=digest([self.split, slides]),
+            inner=inner,
+        )
 
     def rows(self, *parts: str) -> npt.NDArray[np.int64]:
         """Rows of all tiles in these parts, ascending."""
@@ -194,8 +220,8 @@ def positions_of(run: Path, fold: Fold, bags: str) -> dict[str, npt.NDArray[np.i
     if bags == "slide":
         return placed
     n_slides = Counter(fold.patient_of.values())
-    patients = {slide: fold.patient_of[slide] for slide in placed}
-    return {patients[s]: at for s, at in placed.items() if n_slides[patients[s]] == 1}
+    patients = {slide: fold.patient_of[slide] for slide in placed if slide in fold.patient_of}
+    return {p: placed[s] for s, p in patients.items() if n_slides[p] == 1}
 
 
 def folds_of(run: Path, config: Config) -> Iterator[Fold]:
@@ -211,7 +237,8 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
     splitting.refuse_cuts(split)
     identity = tiles.identity_digest(table)
     require_digests(run / "split.json", {"identity": identity}, f"slidewise split {run}")
-    found = digests_of(run / "split.json")
+    # Folds within folds change nothing outside them.
+    found = {k: v for k, v in digests_of(run / "split.json").items() if k != "inner"}
     slides = tiles.slides(table)
     classes = list(config.data.classes or sorted(slides["label"].unique()))
     index = {name: i for i, name in enumerate(classes)}

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from mil.config_data import Data, Identity, Section, Split, changed
+from mil.config_mil import Aggregator, Candidate, Choice, Mil, Select
 
 __all__ = [
     "Aggregator",
     "Augment",
+    "Candidate",
     "Choice",
     "Compute",
     "Config",
@@ -25,6 +27,7 @@ __all__ = [
     "Evidence",
     "Identity",
     "Mil",
+    "Select",
     "Split",
     "Stain",
     "Train",
@@ -101,15 +104,6 @@ class Encoder(Section):
         return self
 
 
-class Choice(Section):
-    """A component by name, with its arguments."""
-
-    name: str
-    """Name in the registry."""
-    args: Mapping[str, Any] = Field(default_factory=dict)
-    """Its arguments."""
-
-
 class Augment(Section):
     """Random views of a training tile, each from a seed of its own."""
 
@@ -172,58 +166,14 @@ class Train(Section):
     """Share of the epochs before one may be kept: few slides can favour an untrained epoch."""
 
 
-class Aggregator(Choice):
-    """A slide aggregator by name, with its arguments."""
-
-    instance_loss: Mapping[str, Any] | None = Field(default_factory=dict)
-    """Arguments of the loss on tiles that belongs to the method; null trains without it."""
-
-
-class Mil(Section):
-    """Training of the slide aggregators."""
-
-    aggregators: tuple[Aggregator, ...] = (
-        Aggregator(name="mean"),
-        Aggregator(name="max"),
-        Aggregator(name="abmil"),
-        Aggregator(name="gated_abmil"),
-    )
-    """What is trained."""
-    votes: tuple[Choice, ...] = ()
-    """Votes without training beside ``vote`` and ``mean_probability``, which are always reported:
-    ``weighted_vote``, ``quality_vote``, ``top_k_mean``, ``max_probability``, ``noisy_or``. One of
-    the two named here gets its arguments."""
-    bags: Literal["slide", "patient"] = "slide"
-    """What is one bag: a slide, or all slides of a patient."""
-    epochs: PositiveInt = 100
-    """Passes over the training bags."""
-    batch_tiles: PositiveInt = 4096
-    """Tile budget of a packed batch; a larger bag streams in chunks, with the same result."""
-    max_tiles: PositiveInt | None = None
-    """Tiles of a training bag that are seen in an epoch, drawn anew each; None: all."""
-    bag_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the tiles of a training bag that is left out in an epoch, drawn anew each."""
-    balance: bool = False
-    """Weigh each training bag by one over the number of bags of its class (mean weight 1)."""
-    lr: float = Field(5e-4, gt=0)
-    """Largest learning rate (AdamW, cosine)."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Weight decay."""
-    warmup: float = Field(0.0, ge=0, lt=1)
-    """Share of the epochs in which the learning rate climbs, before the cosine."""
-    seeds: PositiveInt = 1
-    """Models a fold that differ by seed alone; the prediction is the mean of theirs."""
-    patience: PositiveInt | None = 20
-    """Stop after so many epochs without a lower validation loss."""
-    burn_in: float = Field(0.5, ge=0, lt=1)
-    """Share of the epochs before one may be kept: few slides can favour an untrained epoch."""
-
-
 class Evaluate(Section):
-    """Intervals."""
+    """Intervals and conformal sets."""
 
     bootstrap: PositiveInt = 2000
     """Bootstrap draws over patients."""
+    level: float = Field(0.9, gt=0, lt=1)
+    """Share of slides whose conformal set shall hold the true class; validation needs
+    ``1 / (1 - level) - 1`` patients a fold, 9 for 0.9, before a set may leave a class out."""
 
 
 class Evidence(Section):
@@ -289,6 +239,8 @@ class Config(Section):
     """Encoder training."""
     mil: Mil = Mil()
     """Aggregators and their training."""
+    select: Select | None = None
+    """Choose among candidates within each fold; the chosen are the method ``selected``."""
     evaluate: Evaluate = Evaluate()
     """Intervals."""
     evidence: Evidence = Evidence()
@@ -307,12 +259,44 @@ class Config(Section):
         idle += [
             f"split.balance={name}" for name in self.split.balance if name in ("tissue", "stain")
         ]
-        if any(vote.name == "quality_vote" for vote in self.mil.votes):
-            idle.append("mil.votes=quality_vote")
+        if self.needs_quality:
+            idle.append("quality_vote (mil.votes, select.candidates)")
         if idle:
             message = f"{idle[0]} needs pixels and has no effect with data.features: leave it out"
             raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def _selection_is_nested(self) -> Config:
+        if self.select is None:
+            return self
+        if self.split.inner is None or self.split.inner < 3:
+            message = (
+                "select compares candidates on folds within each fold, of which one stops the "
+                f"training and another is scored: set split.inner to 3 or more, not "
+                f"{self.split.inner}"
+            )
+            raise ValueError(message)
+        if self.train.crossfit is not None:
+            message = (
+                "select has no use for train.crossfit: scores of its training slides come from "
+                "encoders that saw the slides held out inside; leave one of the two out"
+            )
+            raise ValueError(message)
+        return self
+
+    @property
+    def needs_quality(self) -> bool:
+        """Whether some vote asks how much tissue a tile has."""
+        votes = [vote.name for vote in self.mil.votes]
+        if self.select is not None:
+            votes += [each.vote.name for each in self.select.candidates if each.vote is not None]
+        return "quality_vote" in votes
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether no training changes the embeddings: frozen, or features of another tool."""
+        return self.encoder.frozen or self.data.features is not None
 
     @model_validator(mode="after")
     def _channels_need_stain(self) -> Config:

@@ -41,11 +41,13 @@ from splits.errors import InputError
 __all__ = [
     "are_current",
     "bag_features",
+    "bag_key",
     "embed",
     "embed_scanned",
     "features",
     "fold_meta",
     "given_features",
+    "link",
     "read_features",
     "reader",
     "write_scores",
@@ -157,7 +159,7 @@ def features(
         return
     if same:
         if fabric.is_global_zero:
-            _link(_file(run, same[0]), path)
+            link(_file(run, same[0]), path)
             _enter(run, key, card, digests)
         fabric.barrier()
         return
@@ -188,7 +190,7 @@ def given_features(run: Path, key: str, card: dict[str, Any], digests: dict[str,
         digests: Of the tile table, which covers every value.
     """
     if not are_current(run, key, digests):
-        _link(run / MATRIX, _file(run, key))
+        link(run / MATRIX, _file(run, key))
         _enter(run, key, card, digests)
 
 
@@ -222,13 +224,20 @@ def fold_meta(run: Path, key: str) -> dict[str, Any]:
 
 
 def bag_features(run: Path, config: Config, fold: Fold) -> tuple[Features, str]:
-    """What the aggregators of a fold learn from, and the digest of it.
-
-    Embeddings of the fold's encoder; with ``train.crossfit`` the cross-fitted log probabilities.
-    """
-    key = str(fold.number) if config.train.crossfit is None else f"{fold.number}-crossfit"
+    """What the aggregators of a fold learn from, and the digest of it."""
+    key = bag_key(config, fold)
     found = read_features(run, key, unseen=fold.unseen)
     return found, digest(fold_meta(run, key)["digests"])
+
+
+def bag_key(config: Config, fold: Fold) -> str:
+    """Which features the aggregators of a fold learn from.
+
+    Embeddings of its encoder, those of the fold around it where no training changes them; with
+    ``train.crossfit`` the cross-fitted log probabilities.
+    """
+    key = str(fold.number) if config.keeps_weights else fold.key
+    return key if config.train.crossfit is None else f"{key}-crossfit"
 
 
 def read_features(run: Path, key: str, *, unseen: set[str]) -> Features:
@@ -281,7 +290,8 @@ def _meta(run: Path) -> dict[str, Any]:
     return dict(read_json(path)["folds"]) if path.exists() else {}
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the disk has no hard links."""
     with atomic(target) as temporary:
         try:
             os.link(source, temporary)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mil import beside, statistics
+from mil import beside, reliability, selection, statistics
 from mil.predictions import (
     SLIDES,
     UNTRAINED,
@@ -32,6 +32,7 @@ from mil.predictions import (
     read_attention,
     read_slides,
     read_tiles,
+    read_validation,
     slide_cohort,
     tested_folds,
 )
@@ -51,14 +52,21 @@ PAIRED_METRICS: Final = ("accuracy", "balanced_accuracy", "auroc")
 
 
 def evaluate(
-    run: Path, *, n_draws: int = 2000, seed: int = 0, digests: Mapping[str, str] | None = None
+    run: Path,
+    *,
+    n_draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.9,
+    digests: Mapping[str, str] | None = None,
+    cautions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score the predictions of a run against the labels of its test slides: one look.
 
     Reads ``tiles.parquet``, the split, ``predictions.parquet``, ``tile_predictions.parquet``
     and, where there is one, ``attention.parquet``. Writes ``metrics.json``, one entry to
-    ``seal.json`` and the files of :func:`mil.beside.write`. What limits the numbers (few patients,
-    a class without slides) is said in a :class:`UserWarning` each.
+    ``seal.json``, ``calibration.json`` and ``answers.parquet``, and the files of
+    :func:`mil.beside.write`. What limits the numbers (few patients, a class without slides) is
+    said in a :class:`UserWarning` each.
 
     A tile is scored against the label of its slide, which is what the encoder was trained on.
 
@@ -66,8 +74,10 @@ def evaluate(
         run: The run folder.
         n_draws: Bootstrap draws.
         seed: Seed of the draws; the result does not depend on the order of rows.
+        level: Of the conformal sets (:mod:`mil.reliability`).
         digests: What the outputs are made from; by default the content of the predictions and
             these settings.
+        cautions: What else limits the numbers, said in ``metrics.json`` beside our own caveats.
 
     Returns:
         The content of ``metrics.json`` without version and digests.
@@ -84,6 +94,7 @@ def evaluate(
     table = None if foreign else read_table(run / "tiles.parquet")
     folds = tested_folds(run)
     predictions = read_slides(run / "predictions.parquet")
+    validation = read_validation(run / "predictions.parquet")
     tiles_path = run / "tile_predictions.parquet"
     tile_rows = None if foreign and not tiles_path.exists() else read_tiles(tiles_path)
     attention_path = run / "attention.parquet"
@@ -109,7 +120,8 @@ def evaluate(
     score = partial(_score, labels, patients, classes, n_draws=n_draws, seed=seed)
     scored = {method: score(predictions[predictions["method"] == method]) for method in methods}
     clusters = patients[labels.index].to_numpy(dtype=object)
-    for caveat in statistics.caveats(_indices(labels, classes), clusters, classes):
+    caveats = statistics.caveats(_indices(labels, classes), clusters, classes)
+    for caveat in caveats:
         warnings.warn(caveat, stacklevel=2)
 
     compared = rival(methods, attention)
@@ -127,10 +139,23 @@ def evaluate(
         "paired": _compare(scored, methods),
         "flips": None if compared is None else len(flipped(predictions, "vote", compared)),
         "looks": read_json(run / "seal.json")["looks"],
+        "cautions": [*caveats, *cautions],
     }
     if digests is None:
-        settings = {"n_draws": n_draws, "seed": seed}
+        settings = {"n_draws": n_draws, "seed": seed, "level": level}
         digests = {"predictions": content_digest(predictions), "config": digest(settings)}
+    reliability.write(
+        run,
+        predictions=predictions,
+        validation=validation,
+        labels=labels,
+        patients=patients,
+        classes=classes,
+        level=level,
+        n_draws=n_draws,
+        seed=seed,
+        digests=digests,
+    )
     beside.write(
         run,
         predictions=predictions,
@@ -143,6 +168,7 @@ def evaluate(
         seed=seed,
         digests=digests,
     )
+    selection.write(run, predictions, labels, classes, digests)
     write_json(run / "metrics.json", result, digests)
     return result
 

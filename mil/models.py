@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from mil.config import Choice, Config
 from mil.data.store import Features
 from mil.encoders import TileEncoder, create
 from mil.encoders.given import Given
-from splits.artifacts import file_digest, read_json
+from mil.selection import SELECTED, chosen
+from splits.artifacts import digest, file_digest, read_json
 from splits.errors import InputError
 
 __all__ = [
@@ -28,13 +29,16 @@ __all__ = [
     "Said",
     "aggregator_folder",
     "ensemble",
+    "folder_of",
     "load_aggregator",
     "log_probabilities",
     "new_aggregator",
     "new_encoder",
     "outputs",
+    "said_together",
     "say",
-    "shuffled_folder",
+    "shuffled_home",
+    "voted",
     "weights_digests",
 ]
 
@@ -127,8 +131,28 @@ def ensemble(members: Sequence[Said]) -> Said:
         return members[0]
     share = np.mean([member.votes.probabilities for member in members], axis=0)
     votes = Votes(share.argmax(1), share, members[0].votes.all_counted)
+    # Folds may have selected methods of which only some weigh tiles.
     columns = zip(*(member[1:] for member in members), strict=True)
-    return Said(votes, *(None if c[0] is None else np.mean(c, axis=0) for c in columns))
+    return Said(votes, *(_mean(column) for column in columns))
+
+
+def _mean(column: Sequence[Matrix | None]) -> Matrix | None:
+    known = [member for member in column if member is not None]
+    return np.mean(known, axis=0) if len(known) == len(column) else None
+
+
+def voted(vote: Choice, probabilities: Matrix, offsets: Tensor, quality: Matrix | None) -> Said:
+    """What a vote says of packed tiles with these class probabilities ``(n_tiles, n_classes)``."""
+    given = {"quality": quality} if vote.name == "quality_vote" else {}
+    cut = {"probabilities": probabilities, "offsets": offsets.numpy()}
+    return Said(VOTES.create(vote.name, **cut, **given, **vote.args))
+
+
+def said_together(
+    models: Sequence[Aggregator], x: Tensor, offsets: Tensor, positions: Tensor | None
+) -> Said:
+    """What models that differ by seed say of packed bags: the mean of theirs."""
+    return ensemble([say(model, x, offsets, positions) for model in models])
 
 
 def log_probabilities(encoder: TileEncoder, features: Features) -> npt.NDArray[np.float32]:
@@ -156,13 +180,13 @@ class Models:
         encoder: With its tile classifier.
         aggregators: By name, a model a seed.
         crossfit: Aggregators see the tile classifier's log probabilities, not embeddings.
-        votes: Rules without training by name, with their arguments.
+        votes: Rules without training, by the name of their method.
     """
 
     encoder: TileEncoder
     aggregators: dict[str, list[Aggregator]]
     crossfit: bool
-    votes: dict[str, Mapping[str, Any]]
+    votes: dict[str, Choice]
 
     @classmethod
     def load(cls, run: Path, config: Config, fold: int, classes: Sequence[str]) -> Models:
@@ -177,14 +201,19 @@ class Models:
         load_weights(encoder, file)
         crossfit = config.train.crossfit is not None
         dim, n_classes = (len(classes) if crossfit else encoder.dim), len(classes)
+        choices: dict[str, Choice] = {choice.name: choice for choice in config.mil.aggregators}
+        votes = {name: Choice(name=name) for name in _ALWAYS}
+        votes |= {choice.name: choice for choice in config.mil.votes}
+        if config.select is not None:
+            candidate = chosen(run, fold)
+            kind = votes if candidate.aggregator is None else choices
+            kind[SELECTED] = candidate.method
         aggregators: dict[str, list[Aggregator]] = {}
-        for choice in config.mil.aggregators:
+        for method, choice in choices.items():
             for number in range(config.mil.seeds):
-                folder = aggregator_folder(run, choice.name, fold, number)
+                folder = aggregator_folder(run, method, fold, number)
                 model = load_aggregator(folder, config, choice, dim, n_classes)
-                aggregators.setdefault(choice.name, []).append(model)
-        votes: dict[str, Mapping[str, Any]] = {name: {} for name in _ALWAYS}
-        votes |= {choice.name: choice.args for choice in config.mil.votes}
+                aggregators.setdefault(method, []).append(model)
         return cls(encoder.eval(), aggregators, crossfit, votes)
 
     @property
@@ -227,10 +256,8 @@ class Models:
     ) -> dict[str, Said]:
         """What every vote says of packed tiles with these class probabilities."""
         said: dict[str, Said] = {}
-        for method, args in self.votes.items():
-            given = {"quality": quality} if method == "quality_vote" else {}
-            cut = {"probabilities": probabilities, "offsets": offsets.numpy()}
-            said[method] = Said(VOTES.create(method, **cut, **given, **args))
+        for method, vote in self.votes.items():
+            said[method] = voted(vote, probabilities, offsets, quality)
         return said
 
     def seen(self, x: Tensor) -> Tensor:
@@ -258,34 +285,45 @@ def _said(output: Output) -> Said:
 
 
 def weights_digests(run: Path, config: Config, folds: Sequence[int]) -> list[str]:
-    """SHA-256 of every weights file that predictions depend on.
+    """SHA-256 of every weights file that predictions depend on, and digests of selected votes.
 
     Raises:
         InputError: One of them was not trained to the end.
     """
     files = [_encoder_file(run, fold) for fold in folds]
-    for choice in config.mil.aggregators:
-        folders = [
-            aggregator_folder(run, choice.name, fold, number)
-            for fold in folds
-            for number in range(config.mil.seeds)
-        ]
-        files += map(_weights, folders)
+    methods = [(choice.name, fold) for choice in config.mil.aggregators for fold in folds]
+    votes = []
+    for fold in folds if config.select is not None else ():
+        candidate = chosen(run, fold)
+        if candidate.aggregator is None:
+            votes.append(digest([fold, candidate.method.model_dump(mode="json")]))
+        else:
+            methods.append((SELECTED, fold))
+    files += [
+        _weights(aggregator_folder(run, method, fold, number))
+        for method, fold in methods
+        for number in range(config.mil.seeds)
+    ]
     for file in files:
         if not (file.parent / "card.json").exists():
             message = f"{file.parent} is not trained yet: run `slidewise train {run}` first"
             raise InputError(message)
-    return [file_digest(file) for file in files]
+    return [*map(file_digest, files), *votes]
 
 
-def shuffled_folder(run: Path, name: str, fold: int) -> Path:
-    """Where the model lies that was trained on shuffled labels (``evidence.shuffled_control``)."""
-    return run / "aggregators" / name / f"fold{fold}-shuffled"
+def shuffled_home(run: Path, name: str) -> Path:
+    """Where models lie that were trained on shuffled labels (``evidence.shuffled_control``)."""
+    return run / "aggregators" / name / "shuffled"
 
 
-def aggregator_folder(run: Path, name: str, fold: int, number: int) -> Path:
+def aggregator_folder(run: Path, method: str, fold: int, number: int) -> Path:
     """Where a model lies; number tells seeds of one fold apart."""
-    return run / "aggregators" / name / (f"fold{fold}-seed{number}" if number else f"fold{fold}")
+    return folder_of(run / "aggregators" / method, str(fold), number)
+
+
+def folder_of(home: Path, fold: str, number: int) -> Path:
+    """The folder of a model among those of its method."""
+    return home / (f"fold{fold}-seed{number}" if number else f"fold{fold}")
 
 
 def _encoder_file(run: Path, fold: int) -> Path:

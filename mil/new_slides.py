@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from mil import devices, encode, tissue
-from mil.cohort import folds_of
+from mil import conformal, devices, encode, tissue
+from mil.calibration import probabilities_of
+from mil.cohort import Fold, folds_of
 from mil.config import Config
 from mil.data.context import name_positions
 from mil.data.positions import grid_positions
@@ -25,8 +27,11 @@ from mil.features.bag import require_usable
 from mil.features.cohort import tile_names, tile_rows
 from mil.models import Matrix, Models, Said, ensemble
 from mil.pixels import new_pixels
+from mil.predict import made_from
+from mil.predictions import read_slides
 from mil.stain.slides import fit_stains
 from splits import tiles
+from splits.artifacts import require_digests
 from splits.errors import InputError
 from splits.scan import list_folder, scan
 
@@ -40,15 +45,16 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
     :func:`mil.features.find` takes them, where each slide is one.
 
     Returns:
-        One record an input and method: ``slide, n_tiles, method, predicted, probabilities`` and,
-        where the method weighs tiles, ``attention`` (tile -> weight). Tiles that could not be used
-        are listed under ``skipped``.
+        One record an input and method: ``slide, n_tiles, method, predicted, probabilities``;
+        ``answer``, ``set`` and ``level`` (:class:`_Sets`); and, where the method weighs tiles,
+        ``attention`` (tile -> weight). Tiles that could not be used are listed under ``skipped``.
 
     Raises:
-        InputError: A folder without a usable tile, features of another dimension, or a run
-            without trained models.
+        InputError: A folder without a usable tile, features of another dimension, a run
+            without trained models, or one whose validation slides were not predicted by them.
     """
     folds = list(folds_of(run, config))
+    sets = _Sets.of(run, config, folds)
     everyone = [Models.load(run, config, fold.number, fold.classes) for fold in folds]
     classes = folds[0].classes
     slides = _from_features if config.data.features is not None else _from_pixels
@@ -74,6 +80,7 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
                 "method": method,
                 "predicted": classes[int(said.votes.predicted[0])],
                 "probabilities": dict(zip(classes, share.tolist(), strict=True)),
+                **sets.of_slide(method, answer),
                 "skipped": [{"id": name, "cause": cause} for _, name, cause in slide.skipped],
             }
             if said.attention is not None:
@@ -81,6 +88,64 @@ def predict_new(run: Path, config: Config, inputs: Sequence[Path]) -> list[dict[
                 record["attention"] = dict(zip(slide.tile_ids, weights, strict=True))
             records.append(record)
     return records
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Conformal sets of new slides: cross-conformal prediction over the folds of a run.
+
+    A new slide is in no fold, so all validation slides of the run count, each scored by the model
+    of its own fold (:func:`mil.conformal.p_values`). They are read from ``predictions.parquet``:
+    neither an evaluation nor a test label is needed.
+
+    Attributes:
+        classes: Class names.
+        level: Of the sets.
+        validation: Method -> scores of the true class and patients, a pair a fold.
+    """
+
+    classes: Sequence[str]
+    level: float
+    validation: Mapping[str, Sequence[tuple[Matrix, npt.NDArray[np.object_]]]]
+
+    @classmethod
+    def of(cls, run: Path, config: Config, folds: Sequence[Fold]) -> _Sets:
+        """Read what the models of this run said of their validation slides.
+
+        Warns where there are too few validation patients for a set to leave a class out.
+        """
+        numbers = [fold.number for fold in folds]
+        path = run / "predictions.parquet"
+        require_digests(path, made_from(run, config, folds), f"slidewise train {run}")
+        rows, classes, level = read_slides(path, "val"), folds[0].classes, config.evaluate.level
+        truth = pd.Index(classes, dtype=object).get_indexer(rows["label"])
+        of_true = conformal.scores(probabilities_of(rows, classes))[np.arange(len(rows)), truth]
+        patients = rows["slide_id"].map(folds[0].patient_of).to_numpy(dtype=object)
+        found, needed = len(set(patients)), conformal.n_needed(level)
+        if found < needed:
+            message = (
+                f"{found} patient(s) validate in this run, and a set at level {level:g} needs "
+                f"{needed} to leave a class out: every answer is {conformal.NOT_SURE!r} (the "
+                f"highest level that so many allow is {found / (found + 1):.2f}, evaluate.level)"
+            )
+            warnings.warn(message, stacklevel=3)
+
+        def of_fold(method: str, number: int) -> tuple[Matrix, npt.NDArray[np.object_]]:
+            mine = ((rows["method"] == method) & (rows["fold"] == number)).to_numpy()
+            return of_true[mine], patients[mine]
+
+        methods = sorted(set(rows["method"]))
+        return cls(classes, level, {m: [of_fold(m, k) for k in numbers] for m in methods})
+
+    def of_slide(self, method: str, said: Sequence[Said]) -> dict[str, Any]:
+        """``answer``, ``set`` and ``level`` of one slide from what the model of each fold says."""
+        new = [conformal.scores(of_fold.votes.probabilities) for of_fold in said]
+        held = conformal.in_set(conformal.p_values(self.validation[method], new), self.level)
+        return {
+            "answer": conformal.answer(held, self.classes)[0],
+            "set": [name for name, inside in zip(self.classes, held[0], strict=True) if inside],
+            "level": self.level,
+        }
 
 
 @dataclass(frozen=True)
@@ -159,7 +224,7 @@ def _pixels(
     fit = partial(fit_stains, folder, table, size_px=config.encoder.resize_px, seed=config.seed)
     stains = fit(config.stain.method)
     quality = None
-    if any(vote.name == "quality_vote" for vote in config.mil.votes):
+    if config.needs_quality:
         fits = fit("macenko") if stains is None else stains
         quality = tissue.quality(tissue.measure_all(folder, table, fits, config.compute.threads))
     return new_pixels(folder, table, stains, config)[:], quality

@@ -21,14 +21,22 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from mil import bag_training, devices, encode
+from mil import bag_training, devices, encode, tissue
 from mil.aggregators.voting import Votes
 from mil.cohort import Fold, folds_of, positions_of
 from mil.config import Config
 from mil.data.bags import Bags, Batch
-from mil.models import Matrix, Models, Said, ensemble, load_aggregator, say, shuffled_folder
+from mil.models import (
+    Matrix,
+    Models,
+    Said,
+    ensemble,
+    folder_of,
+    load_aggregator,
+    say,
+    shuffled_home,
+)
 from mil.pieces import Bag, Piece, bag_of, groups, offsets, removals, subsets
-from mil.predict import vote_quality
 from mil.seeds import derive
 from splits.artifacts import digest, digests_of, is_current, write_table
 
@@ -69,7 +77,7 @@ def perturb_run(run: Path, config: Config) -> None:
     # perturbation.parquet is written last: with it, all of them are there.
     if is_current(run / "perturbation.parquet", digests):
         return
-    quality = vote_quality(run, config)
+    quality = tissue.quality_asked(run, config)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
     folds = [(fold, _packed(fold, config)) for fold in folds_of(run, config)]
     drawn = _drawn([name for _, packed in folds for name in packed.slides["test"]], config)
@@ -116,7 +124,7 @@ def _controls(run: Path, config: Config, fold: Fold, models: Models) -> dict[str
     found = {}
     for choice in config.mil.aggregators:
         if choice.name in weighing:
-            folder = shuffled_folder(run, choice.name, fold.number)
+            folder = folder_of(shuffled_home(run, choice.name), fold.key, 0)
             dim = weighing[choice.name].dim
             model = load_aggregator(folder, config, choice, dim, len(fold.classes))
             found[choice.name] = Models(models.encoder, {choice.name: [model]}, models.crossfit, {})

@@ -19,7 +19,7 @@ from mil.data.bags import Bags, Batch
 from mil.models import Matrix, Models, Said, weights_digests
 from splits.artifacts import digest, digests_of, is_current, write_table
 
-__all__ = ["predict_run", "vote_quality"]
+__all__ = ["made_from", "predict_run"]
 
 _TILE = ["tile_id", "slide_id", "fold", "part", "method"]
 _ATTENTION = [*_TILE, "attention"]
@@ -36,15 +36,8 @@ def predict_run(run: Path, config: Config) -> None:
     Warns of slides of which no tile would have had a vote.
     """
     folds = list(folds_of(run, config))
-    votes = [vote.model_dump(mode="json") for vote in config.mil.votes]
-    quality = vote_quality(run, config)
-    digests = {
-        "identity": folds[0].identity,
-        "split": folds[0].split,
-        "models": digest(weights_digests(run, config, [fold.number for fold in folds])),
-        "bags": config.mil.bags,
-        "votes": digest([votes, quality is not None and digests_of(run / "tissue.parquet")]),
-    }
+    quality = tissue.quality_asked(run, config)
+    digests = made_from(run, config, folds)
     # attention.parquet is written last: with it, all four are there.
     if is_current(run / "attention.parquet", digests):
         return
@@ -69,6 +62,22 @@ def predict_run(run: Path, config: Config) -> None:
     tables.warn()
     for name, table in tables.concatenated():
         write_table(run / f"{name}.parquet", table, digests)
+
+
+def made_from(run: Path, config: Config, folds: Sequence[Fold]) -> dict[str, str]:
+    """Digests of all that the prediction tables of a run depend on.
+
+    Raises:
+        InputError: A model was not trained to the end.
+    """
+    votes = [vote.model_dump(mode="json") for vote in config.mil.votes]
+    return {
+        "identity": folds[0].identity,
+        "split": folds[0].split,
+        "models": digest(weights_digests(run, config, [fold.number for fold in folds])),
+        "bags": config.mil.bags,
+        "votes": digest([votes, config.needs_quality and digests_of(run / "tissue.parquet")]),
+    }
 
 
 class _Tables:
@@ -172,11 +181,3 @@ def _within(weights: Matrix, slide_of: npt.NDArray[np.object_]) -> Matrix:
         even = 1 / np.bincount(code)[code]
         columns.append(np.where(total > 0, column / np.where(total > 0, total, 1.0), even))
     return np.stack(columns, axis=1)
-
-
-def vote_quality(run: Path, config: Config) -> Matrix | None:
-    """How much each tile of a run has to say, where a vote asks for it."""
-    if not any(vote.name == "quality_vote" for vote in config.mil.votes):
-        return None
-    # Both tables are sorted by tile.
-    return tissue.quality(tissue.tissue_types(run, config))

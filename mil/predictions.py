@@ -34,6 +34,7 @@ __all__ = [
     "read_scores",
     "read_slides",
     "read_tiles",
+    "read_validation",
     "slide_cohort",
     "tested_folds",
 ]
@@ -70,6 +71,16 @@ def read_slides(path: Path, part: str = "test") -> pd.DataFrame:
     columns = ("slide_id", "fold", "part", "method", "label", "predicted")
     keys = ["method", "slide_id", "fold"] if part == "val" else ["method", "slide_id"]
     return _check_probabilities(_read(path, columns, keys, part=part), path)
+
+
+def read_validation(path: Path) -> pd.DataFrame | None:
+    """Validation rows as :func:`read_slides` gives them; None where there are none.
+
+    Predictions of other tools may have test slides only.
+    """
+    if not (read_table(path)["part"].astype(object) == "val").any():
+        return None
+    return read_slides(path, "val")
 
 
 def read_tiles(path: Path) -> pd.DataFrame:
@@ -250,7 +261,7 @@ def tested_folds(run: Path) -> dict[str, int]:
         InputError: There is no split, or a slide is in the test part of two folds.
     """
     if (run / SLIDES).exists():
-        given = read_table(run / SLIDES)
+        given = read_table(run / SLIDES).dropna(subset=["fold"])
         return {str(row.slide_id): int(row.fold) for row in given.itertuples()}
     table = splitting.load(run).table
     test = table[table["part"] == "test"]

@@ -51,6 +51,7 @@ __all__ = [
     "read_tiles",
     "scan",
     "scanned_table",
+    "slides_to_split",
     "split",
     "split_table",
     "tile_reader",
@@ -260,17 +261,14 @@ def split(run: Path, config: Config, amounts: pd.DataFrame | None = None) -> spl
         InputError: The request cannot be met; the message says what would meet it.
     """
     report = identify(run, config)
-    if report["grade"] == "D":
-        message = f"grade D, no slide-level split exists: {report['reason']}"
-        raise NegativeVerdictError(message)
-    table = read_tiles(run)
-    settings = config.split
-    slides = tiles.slides(table)
-    _require_labels(slides)
+    slides = slides_to_split(run, report)
+    table, settings = read_tiles(run), config.split
     digests = {
         "identity": tiles.identity_digest(table),
-        "split": digest(settings.model_dump(mode="json")),
+        "split": digest({**settings.model_dump(mode="json"), "inner": None}),
     }
+    if settings.inner is not None:
+        digests["inner"] = str(settings.inner)
     if amounts is not None:
         slides = slides.merge(amounts, on="slide_id", how="left")
         digests["amounts"] = digest(amounts.to_dict("list"))
@@ -279,6 +277,25 @@ def split(run: Path, config: Config, amounts: pd.DataFrame | None = None) -> spl
     result = _deal(slides, settings, report["labels"])
     splitting.save(result, run / "split.csv", digests)
     return result
+
+
+def slides_to_split(run: Path, identity: Mapping[str, Any]) -> pd.DataFrame:
+    """The slides of an identified run, which can be dealt to parts.
+
+    Args:
+        run: The run folder.
+        identity: What :func:`identify` found.
+
+    Raises:
+        NegativeVerdictError: Nothing says which slide a tile comes from (grade D).
+        InputError: A slide has no label, or there is one class only.
+    """
+    if identity["grade"] == "D":
+        message = f"grade D, no slide-level split exists: {identity['reason']}"
+        raise NegativeVerdictError(message)
+    slides = tiles.slides(read_tiles(run))
+    _require_labels(slides)
+    return slides
 
 
 def split_table(

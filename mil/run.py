@@ -29,7 +29,7 @@ from mil.stain.quality import summary
 from mil.stain.slides import stain_table
 from splits.artifacts import digest, digests_of, is_current
 
-__all__ = ["demo_config", "evaluate_run", "report_run", "run", "train_run"]
+__all__ = ["demo_config", "evaluate_run", "prepare_run", "report_run", "run", "train_run"]
 
 Say = Callable[[str], object]
 
@@ -48,7 +48,7 @@ def run(
     """
     train.check(config)
     fabric = devices.fabric(config.compute)
-    devices.first(fabric, lambda: _prepare(path, config, say, progress))
+    devices.first(fabric, lambda: prepare_run(path, config, say, progress))
     _train(path, config, fabric, say, progress)
     return devices.first(fabric, lambda: _judge(path, config))
 
@@ -61,7 +61,15 @@ def train_run(
     _train(path, config, devices.fabric(config.compute), say, progress)
 
 
-def _prepare(path: Path, config: Config, say: Say, progress: prepare.Progress | None) -> None:
+def prepare_run(
+    path: Path, config: Config, say: Say, progress: prepare.Progress | None = None
+) -> None:
+    """All before any learning: tile table, identity, split, audit.
+
+    Raises:
+        InputError: The data or the config is wrong.
+        NegativeVerdictError: No slide-level split exists, or the split leaks.
+    """
     settings.save(config, path / "config.yaml")
     prepare.scan(path, config, progress)
     if config.data.features is not None:
@@ -113,19 +121,20 @@ def _silent(_: str) -> None:
 
 def evaluate_run(path: Path, config: Config) -> None:
     """``metrics.json``; a second look at the same predictions is not taken."""
-    draws = {"n_draws": config.evaluate.bootstrap, "seed": config.seed}
+    n_draws, seed, level = config.evaluate.bootstrap, config.seed, config.evaluate.level
     digests = {
         **digests_of(path / "predictions.parquet"),
         "perturbation": digest(digests_of(path / "perturbation.parquet")),
-        "evaluate": digest(draws),
+        "evaluate": digest([n_draws, seed, level]),
     }
     if not is_current(path / "metrics.json", digests):
-        evaluate.evaluate(path, **draws, digests=digests)
+        evaluate.evaluate(path, n_draws=n_draws, seed=seed, level=level, digests=digests)
 
 
-def report_run(path: Path, config: Config) -> Path:
-    """``report.html`` from the tables of the run."""
-    return report.build(path, read_tile=prepare.tile_reader(path, config))
+def report_run(path: Path, config: Config | None) -> Path:
+    """``report.html`` from the tables of the run; without a config there are no tiles to show."""
+    reader = None if config is None else prepare.tile_reader(path, config)
+    return report.build(path, read_tile=reader)
 
 
 def demo_config() -> Config:

@@ -32,6 +32,7 @@ __all__ = [
     "caveats",
     "draw_clusters",
     "interval",
+    "mean_interval",
     "paired",
     "point",
 ]
@@ -194,6 +195,25 @@ def interval(draws: FloatArray, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of bootstrap draws (Davison & Hinkley 1997, section 5.3)."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def mean_interval(
+    values: npt.NDArray[Any],
+    labels: IntArray,
+    clusters: npt.NDArray[Any],
+    *,
+    n_draws: int,
+    seed: int,
+) -> dict[str, float | None]:
+    """Mean of a value a row, with the interval that every metric has."""
+    if len(values) == 0:
+        return dict.fromkeys(("value", "ci_low", "ci_high"))
+    given = np.asarray(values, dtype=np.float64)
+    _, code = np.unique(clusters, return_inverse=True)
+    sums, sizes = np.bincount(code, given), np.bincount(code)
+    drawn = draw_clusters(labels, clusters, n_draws=n_draws, seed=seed)
+    low, high = interval(np.concatenate([(w @ sums) / (w @ sizes) for w in drawn]))
+    return {"value": float(given.mean()), "ci_low": low, "ci_high": high}
 
 
 def paired(draws_a: FloatArray, draws_b: FloatArray, difference: float) -> dict[str, float]:

@@ -217,13 +217,14 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         return f"{score['value']:.3f} ({score['ci_low']:.3f} to {score['ci_high']:.3f})"
 
     shown = ("accuracy", "balanced_accuracy", "auroc")
-    rows = [("tile", *(cell(metrics["tile"][m]) for m in shown))]
+    rows = [("tile", *(cell(metrics["tile"][m]) for m in shown))] if metrics["tile"] else []
     rows += [
         (f"slide: {method}", *(cell(scores[m]) for m in shown))
         for method, scores in metrics["slide"].items()
     ]
     n = metrics["n"]
-    title = (
-        f"Out-of-fold, {n['tiles']} tiles, {n['slides']} slides, {n['patients']} patients (95 %)"
+    counted = ", ".join(
+        f"{n[name]} {name}" for name in ("tiles", "slides", "patients") if n[name] is not None
     )
+    title = f"Held-out: {counted} (95 %)"
     print_table(title, ("", *shown), rows)

@@ -43,6 +43,7 @@ __all__ = [
     "measure",
     "measure_all",
     "quality",
+    "quality_asked",
     "stain_bins",
     "tissue_types",
 ]
@@ -228,6 +229,14 @@ def tissue_types(run: Path, config: Config, progress: Progress | None = None) ->
     types = fit_types(features, slide_ids, config.split.tissue_types, config.seed)
     write_table(path, types.of(features).join(features).reset_index(), digests)
     return read_table(path)
+
+
+def quality_asked(run: Path, config: Config) -> Floats | None:
+    """The :func:`quality` of each tile of a run; None where no vote asks for it."""
+    if not config.needs_quality:
+        return None
+    # Both tables are sorted by tile.
+    return quality(tissue_types(run, config))
 
 
 def stain_bins(stains: pd.DataFrame) -> pd.DataFrame:

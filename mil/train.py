@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
 
-from mil import bag_training, devices, encode, loop
+from mil import bag_training, devices, encode, loop, select
 from mil.checkpoint import is_finished, load_weights, save_weights
 from mil.cohort import Fold, folds_of
 from mil.config import Config
 from mil.data.store import Features
 from mil.encoders import TileEncoder, check_name
+from mil.encoders.given import Given
 from mil.encoders.weights import origin_digest
 from mil.features.cohort import SOURCE, UNKNOWN
 from mil.models import log_probabilities, new_encoder
@@ -59,6 +60,7 @@ def check(config: Config) -> None:
     loop.OPTIMIZERS.bind(config.train.optimizer.name, config.train.optimizer.args)
     loop.SCHEDULES.bind(config.train.schedule.name, config.train.schedule.args)
     bag_training.check(config.mil)
+    select.check(config)
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         message = "train.tensorboard needs the package: pip install 'slidewise[tensorboard]'"
         raise InputError(message)
@@ -92,10 +94,16 @@ def encoders(
             f"never cut: allowed is 2 to {fewest}"
         )
         raise InputError(message)
+    inner: dict[int, list[Fold]] = {}
+    if config.select is not None:
+        say(select.told(config, len(folds)))
+        inner = {fold.number: select.folds_within(run, fold) for fold in folds}
     for fold in folds:
         stage.of_fold(fold)
         if n_parts is not None:
             stage.crossfit(fold, n_parts)
+        for part in inner.get(fold.number, ()):
+            stage.within(part)
 
 
 def aggregators(run: Path, config: Config, say: Say = print) -> None:
@@ -103,6 +111,8 @@ def aggregators(run: Path, config: Config, say: Say = print) -> None:
     fabric = devices.fabric(config.compute, processes=1)
     for fold in folds_of(run, config):
         bag_training.fit_fold(run, config, fold, fabric, say)
+        if config.select is not None:
+            select.choose(run, config, fold, fabric, say)
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ class _Encoders:
 
     def of_fold(self, fold: Fold) -> None:
         """The encoder of a fold, and what it makes of every tile."""
-        run, key, frozen = self.run, str(fold.number), self.frozen
+        run, key, frozen = self.run, fold.key, self.frozen
         base = {"identity": fold.identity, "encoder": self.network}
         if self.seen is not None:
             base["pixels"] = self.seen.digest
@@ -207,6 +217,36 @@ class _Encoders:
         if self.fabric.is_global_zero:
             judges = [{"slides_seen": rest, "slides_judged": held} for rest, held in parts]
             encode.write_scores(run, key, scores, {"parts": judges}, digests)
+        self.fabric.barrier()
+
+    def within(self, part: Fold) -> None:
+        """What an encoder says of tiles that saw none of the slides held out in a fold within.
+
+        Frozen weights saw none: only votes need a tile classifier of their own.
+        """
+        if not self.frozen:
+            self.of_fold(part)
+        if not select.votes_among(self.config):
+            return
+        run, config, key = self.run, self.config, select.scores_key(part)
+        of_part = encode.bag_key(config, part)
+        digests = {
+            **encode.fold_meta(run, of_part)["digests"],
+            "scores": self._training(part, key),
+        }
+        if encode.are_current(run, key, digests):
+            return
+        features = encode.read_features(run, of_part, unseen=part.unseen)
+        if self.frozen:
+            encoder: TileEncoder = Given(features.shape[1], len(part.classes))
+            _probe(encoder, part, features, config.seed)
+        else:
+            encoder = new_encoder(config, part.classes, load_weights=False)
+            load_weights(encoder, run / "encoder" / f"fold{part.key}" / "model.safetensors")
+        if self.fabric.is_global_zero:
+            judge = {"slides_seen": part.slides["train"], "slides_judged": part.slides["test"]}
+            scores = log_probabilities(encoder, features)
+            encode.write_scores(run, key, scores, {"parts": [judge]}, digests)
         self.fabric.barrier()
 
     def _judge(self, encoder: TileEncoder, rows: Rows) -> npt.NDArray[np.float32]:

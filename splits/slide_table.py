@@ -18,7 +18,7 @@ from splits.identity.table import read_cells
 from splits.ids import hygiene
 from splits.images import SUFFIXES
 
-__all__ = ["COLUMNS", "read"]
+__all__ = ["COLUMNS", "from_names", "read"]
 
 COLUMNS: Final = ("slide_id", "patient_id", "site_id", "label", "n_tiles", "group_id")
 _WORDS: Final[dict[str, tuple[str, ...]]] = {
@@ -67,7 +67,7 @@ def read(
         raise InputError(message)
     table, said = _once_each(table, path)
     notes += said
-    table, said = _from_names(table)
+    table, said = from_names(table)
     notes += said
     table["site_id"] = table["site_id"].replace("", None)
     for name in [column for column in ("n_tiles", *map(str.lower, amounts)) if column in table]:
@@ -157,7 +157,7 @@ def _once_each(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]
     return table, [f"{n_again} row(s) repeat another row and were left out"] if n_again else []
 
 
-def _from_names(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def from_names(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Patients and sites from the slides' names where the table has no column for them."""
     if {"patient_id", "site_id"} <= set(table.columns):
         return table, []

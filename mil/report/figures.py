@@ -7,6 +7,7 @@ near-black. Plotly reads labels as HTML of its own kind, so every label is escap
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,27 +17,37 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mil.report.inputs import Inputs, true_probability
-from mil.report.tables import METRICS
-from mil.report.verdict import heading, title
+from mil.report.names import METRICS, heading, title
 
-__all__ = ["Chart", "agreement", "curves", "forest", "label"]
+__all__ = [
+    "CYCLE",
+    "GREY",
+    "GRID",
+    "Chart",
+    "agreement",
+    "chart",
+    "curves",
+    "forest",
+    "label",
+    "slug",
+]
 
 HEMATOXYLIN = "#7d5fb2"
 EOSIN = "#d6558f"
 TEAL = "#2a9d8f"
 GREY = "#8b8794"
-_CYCLE = (HEMATOXYLIN, EOSIN, TEAL, "#c4841d", "#4a86c9", GREY)
-_GRID = "rgba(139,135,148,0.22)"
+CYCLE = (HEMATOXYLIN, EOSIN, TEAL, "#c4841d", "#4a86c9", GREY)
+GRID = "rgba(139,135,148,0.22)"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure: its id on the page, what a screen reader hears, its caption and its JSON."""
+    """One figure: its id on the page, what a screen reader hears, its caption and the figure."""
 
     id: str
     spoken: str
     caption: str
-    json: str
+    figure: dict[str, Any]
     height_px: int
 
 
@@ -47,7 +58,7 @@ def label(value: object) -> str:
 
 def forest(inputs: Inputs, metric: str) -> Chart | None:
     """Values and 95 % intervals of one metric for tiles and every slide method."""
-    rows = [("tile", inputs.metrics["tile"].get(metric))]
+    rows = [("tile", inputs.metrics["tile"].get(metric))] if inputs.metrics["tile"] else []
     rows += [(method, score.get(metric)) for method, score in inputs.metrics["slide"].items()]
     rows = [(name, entry) for name, entry in rows if entry and entry.get("value") is not None]
     if not rows:
@@ -83,7 +94,7 @@ def forest(inputs: Inputs, metric: str) -> Chart | None:
         showgrid=False,
     )  # fmt: skip
     caption = f"{METRICS.get(metric, metric)}: value and 95 % interval.{words}"
-    return _chart(figure, f"forest-{metric}", caption, height)
+    return chart(figure, f"forest-{metric}", caption, height)
 
 
 def _bound(
@@ -106,7 +117,7 @@ def _chance(inputs: Inputs, metric: str) -> tuple[float | None, str]:
 
 def curves(name: str, log: pd.DataFrame) -> list[Chart]:
     """Loss and validation accuracy by epoch, one colour a fold; a star marks the chosen epoch."""
-    what = "the encoder" if name == "encoder" else name
+    what = "the encoder" if name == "encoder" else title(name)
     charts = []
     lines = {"train_loss": ("Training loss", "dot"), "val_loss": ("Validation loss", "solid")}
     accuracy = {"val_accuracy": ("Validation accuracy", "solid")}
@@ -116,7 +127,7 @@ def curves(name: str, log: pd.DataFrame) -> list[Chart]:
             continue
         figure = go.Figure()
         for place, (fold, rows) in enumerate(log.groupby("fold", sort=True)):
-            _add_fold(figure, rows, str(fold), _CYCLE[place % len(_CYCLE)], present)
+            _add_fold(figure, rows, str(fold), CYCLE[place % len(CYCLE)], present)
         figure.update_xaxes(title_text="Epoch", rangemode="tozero")
         figure.update_yaxes(title_text="Loss" if key == "loss" else "Validation accuracy")
         if key == "accuracy":
@@ -128,7 +139,7 @@ def curves(name: str, log: pd.DataFrame) -> list[Chart]:
             else f"Validation accuracy of {what}."
         )
         caption = f"{words} One colour a fold; a star marks the epoch that was kept."
-        charts.append(_chart(figure, f"curve-{_slug(name)}-{key}", caption, 300))
+        charts.append(chart(figure, f"curve-{slug(name)}-{key}", caption, 300))
     return charts
 
 
@@ -196,8 +207,8 @@ def agreement(inputs: Inputs, method: str) -> Chart | None:
             x=x[chosen], y=y[chosen], mode="markers", name=f"{words} ({int(chosen.sum())})",
             marker={"color": colour, "symbol": symbol, "size": 10, "opacity": 0.85,
                     "line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}},
-            customdata=np.array(text, dtype=object)[chosen],
-            hovertemplate="%{customdata}<br>vote %{x:.2f}, " + label(name)
+            customdata=np.column_stack([text, shared.astype(str)]).astype(object)[chosen],
+            hovertemplate="%{customdata[0]}<br>vote %{x:.2f}, " + label(name)
             + " %{y:.2f}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text="Share of the tiles' vote for the true class", range=_UNIT)
@@ -207,15 +218,16 @@ def agreement(inputs: Inputs, method: str) -> Chart | None:
         f"One mark a slide: the share of its tiles that vote for its true class against the "
         f"probability that {name} gives to it. Triangles are flips: one of the two is right."
     )
-    return _chart(figure, "agreement", caption, 460)
+    return chart(figure, "agreement", caption, 460)
 
 
 _UNIT = [-0.03, 1.03]
 
 
-def _chart(figure: go.Figure, name: str, caption: str, height_px: int) -> Chart:
+def chart(figure: go.Figure, name: str, caption: str, height_px: int) -> Chart:
+    """A figure in the style of the page: bare axes, no background, the legend above."""
     axis = {
-        "gridcolor": _GRID, "zeroline": False, "linecolor": _GRID, "automargin": True,
+        "gridcolor": GRID, "zeroline": False, "linecolor": GRID, "automargin": True,
         "fixedrange": True, "title": {"standoff": 10, "font": {"size": 13}},
     }  # fmt: skip
     figure.update_xaxes(axis)
@@ -229,8 +241,9 @@ def _chart(figure: go.Figure, name: str, caption: str, height_px: int) -> Chart:
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         hoverlabel={"align": "left"},
     )  # fmt: skip
-    return Chart(name, caption, caption, str(figure.to_json()), height_px)
+    return Chart(name, caption, caption, json.loads(str(figure.to_json())), height_px)
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """The name as a part of an id; what an id may not hold becomes a dash."""
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)

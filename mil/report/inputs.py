@@ -41,6 +41,14 @@ class Inputs:
         audit: ``audit.json``.
         identity: ``identity.json``.
         localisation: ``localisation.json``.
+        calibration: ``calibration.json``.
+        answers: ``answers.parquet``: the answer of each method, or "not sure", and its set.
+        beside: ``beside.json``, tile beside slide.
+        flips: ``flips.csv``, cells as text.
+        evidence: ``evidence.json``, experiments on attention.
+        selection: ``selection.json``, what inner folds chose.
+        seal: ``seal.json``, the looks at the test labels.
+        cohort: ``slides.parquet`` of predictions that were brought in, a row a slide.
         skipped: The ledger, empty where nothing was written.
         logs: Training logs of all folds by model, the encoder first; columns as in ``log.csv``
             and ``fold``.
@@ -63,6 +71,14 @@ class Inputs:
     audit: dict[str, Any] | None
     identity: dict[str, Any] | None
     localisation: dict[str, Any] | None
+    calibration: dict[str, Any] | None
+    answers: pd.DataFrame | None
+    beside: dict[str, Any] | None
+    flips: pd.DataFrame | None
+    evidence: dict[str, Any] | None
+    selection: dict[str, Any] | None
+    seal: dict[str, Any] | None
+    cohort: pd.DataFrame | None
     skipped: pd.DataFrame
     logs: dict[str, pd.DataFrame]
     encoder_card: bool
@@ -87,6 +103,27 @@ class Inputs:
         """
         trained = [name for name in self.methods if name not in UNTRAINED]
         return rival(self.methods, self.attention) or (trained[0] if trained else None)
+
+    @property
+    def slides(self) -> pd.DataFrame:
+        """``patient_id, site_id, n_tiles`` of the tested slides by ``slide_id``, null if unknown.
+
+        ``n_tiles`` counts the tiles that were predicted, or else those of the tile table.
+        """
+        tested = sorted(set(self.predictions["slide_id"].astype(str)))
+        known = self.tiles if self.tiles is not None else self.cohort
+        table = pd.DataFrame(index=pd.Index(tested, name="slide_id"))
+        first = None if known is None else known.drop_duplicates("slide_id").set_index("slide_id")
+        for name in ("patient_id", "site_id"):
+            if first is None or name not in first.columns:
+                table[name] = None
+            else:
+                table[name] = first[name].astype(object).reindex(table.index)
+        rows = self.tile_predictions if self.tile_predictions is not None else self.tiles
+        table["n_tiles"] = (
+            None if rows is None else rows.groupby("slide_id").size().reindex(table.index)
+        )
+        return table
 
     def slides_of(self, method: str) -> pd.DataFrame:
         """Test predictions of one method, indexed and sorted by ``slide_id``."""
@@ -115,6 +152,7 @@ def read(run: Path) -> Inputs:
     if set(class_names(predictions)) != set(metrics["classes"]):
         message = f"{run}: metrics.json and predictions.parquet differ in classes: {verb}"
         raise InputError(message)
+    metrics["tile"] = metrics["tile"] or {}  # null where only slides were predicted
     tiles, weights = run / "tile_predictions.parquet", run / "attention.parquet"
     cards = list(run.glob("encoder/fold*/card.json"))
     config = run / "config.yaml"
@@ -133,6 +171,14 @@ def read(run: Path) -> Inputs:
         audit=_optional_json(run / "audit.json"),
         identity=_optional_json(run / "identity.json"),
         localisation=_optional_json(run / "localisation.json"),
+        calibration=_optional_json(run / "calibration.json"),
+        answers=_optional_table(run / "answers.parquet"),
+        beside=_optional_json(run / "beside.json"),
+        flips=read_csv(run / "flips.csv") if (run / "flips.csv").exists() else None,
+        evidence=_optional_json(run / "evidence.json"),
+        selection=_optional_json(run / "selection.json"),
+        seal=_optional_json(run / "seal.json"),
+        cohort=_optional_table(run / "slides.parquet"),
         skipped=ledger.read(run),
         logs=_logs(run, metrics["slide"]),
         encoder_card=bool(cards),

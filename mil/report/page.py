@@ -1,27 +1,44 @@
-"""The report page: reads the tables of a run and writes ``report.html``."""
+"""The report: reads the tables of a run and writes ``report.html``, ``report.md``, ``tables/``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from mil.report import figures, inputs, pictures, stain, tables, tissue
+from mil.report import (
+    certainty,
+    choice,
+    explorer,
+    export,
+    figures,
+    flips,
+    inputs,
+    pictures,
+    stain,
+    tables,
+    tissue,
+    trust,
+)
+from mil.report.figures import Chart
 from mil.report.inputs import Inputs
+from mil.report.names import heading, title
 from mil.report.pictures import ReadTile
+from mil.report.scripts import as_data, packed_plotly, policy
 from mil.report.templates import inline, write_page
-from mil.report.verdict import heading, verdict
+from mil.report.verdict import verdict
 
 __all__ = ["build"]
+
+_SCRIPTS = ("tables.js", "slide_map.js", "explorer.js", "print.js", "charts.js")
 
 
 def build(run: Path, *, read_tile: ReadTile | None) -> Path:
     """Write ``run/report.html``: one file, no network, from tables only.
 
-    Optional inputs that are missing become a sentence on the page.
+    Beside it go ``report.md`` and ``tables/*.csv`` with the same numbers. Optional inputs that are
+    missing become a sentence on the page.
 
     Args:
         run: The run folder.
@@ -34,42 +51,70 @@ def build(run: Path, *, read_tile: ReadTile | None) -> Path:
         InputError: ``metrics.json`` or ``predictions.parquet`` is missing, or a file is damaged.
     """
     found = inputs.read(run)
-    return write_page(run / "report.html", "template.html.j2", _context(found, read_tile))
+    context = _context(found, read_tile)
+    export.write(found, context)
+    return write_page(run / "report.html", "report.html.j2", context)
 
 
 def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
-    forest = [figures.forest(found, name) for name in ("accuracy", "balanced_accuracy")]
-    curves = [
-        ("Encoder" if name == "encoder" else heading(name), figures.curves(name, log))
-        for name, log in found.logs.items()
-    ]
-    agreement = None if found.focus is None else figures.agreement(found, found.focus)
-    charts = [chart for chart in [*forest, agreement] if chart is not None]
-    charts += [chart for _, group in curves for chart in group]
-    return {
-        "name": found.run.resolve().name,
-        "metrics": found.metrics,
+    slides = explorer.explore(found, read_tile)
+    sections = {
         "verdict": verdict(found),
-        "focus": found.focus,
         "scores": tables.scores(found),
+        "per_class": tables.per_class(found),
         "paired": tables.paired(found),
-        "forest": [chart for chart in forest if chart is not None],
+        "explorer": slides,
+        "flips": flips.section(found, slides, read_tile),
+        "certainty": certainty.section(found),
+        "trust": trust.section(found),
         "confusions": _confusions(found),
-        "curves": curves,
-        "encoder_log": "encoder" in found.logs,
-        "encoder_card": found.encoder_card,
-        "agreement": agreement,
-        "attention": found.attention is not None,
+        "selection": choice.selection(found),
+        "seal": choice.seal(found),
         "attended": pictures.attended(found, found.focus, read_tile) if found.focus else [],
         "gallery": pictures.gallery(found, read_tile),
-        "stain": found.stain is not None,
         "doubtful": stain.section(found, read_tile),
+        "tissue": tissue.section(found, read_tile),
+        "skipped": tables.skipped(found.skipped),
+    }
+    drawn = _drawn(found)
+    charts = list(_all_charts([sections, drawn]))
+    script = inline(*_SCRIPTS)
+    plotly = packed_plotly() if charts else None
+    return {
+        **sections,
+        **drawn,
+        **_tables_of(found),
+        "name": found.run.resolve().name,
+        "focus": found.focus,
+        "attention": found.attention is not None,
+        "stain": found.stain is not None,
         "has_tiles": found.tiles is not None,
         "has_reader": read_tile is not None,
-        "features": found.features,
         "max_sites": pictures.MAX_SITES,
+        "n_tiles_shown": explorer.N_TILES,
+        "versions": tables.versions(),
+        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "grid": tables.grid,
+        "text": tables.text,
+        "title": title,
+        "heading": heading,
+        "slide_data": "" if slides is None else as_data(
+            {"classes": found.classes, "method": heading(slides.method), "slides": slides.data}
+        ),
+        "charts": as_data({chart.id: chart.figure for chart in charts}),
+        "style": inline("style.css", "report.css"),
+        "script": script,
+        "plotly": "" if plotly is None else plotly.packed,
+        "policy": policy(str(script), *([] if plotly is None else [plotly.code])),
+    }  # fmt: skip
+
+
+def _tables_of(found: Inputs) -> dict[str, Any]:
+    """What the template shows as it was read."""
+    return {
+        "metrics": found.metrics,
+        "features": found.features,
         "split": found.split,
-        "tissue": tissue.section(found, read_tile),
         "audit": found.audit,
         "audit_rows": [
             {name: value for name, value in finding.items() if name != "pairs"}
@@ -77,18 +122,34 @@ def _context(found: Inputs, read_tile: ReadTile | None) -> dict[str, Any]:
         ],
         "identity": found.identity,
         "localisation": found.localisation,
-        "skipped": tables.skipped(found.skipped),
         "config": found.config,
         "digests": found.metrics.get("digests") or {},
-        "versions": tables.versions(),
-        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "grid": tables.grid,
-        "text": tables.text,
-        "charts": _embedded(charts),
-        "style": inline("style.css"),
-        "script": inline("charts.js"),
-        "plotly": Markup(get_plotlyjs()) if charts else "",
+        "encoder_log": "encoder" in found.logs,
+        "encoder_card": found.encoder_card,
     }
+
+
+def _drawn(found: Inputs) -> dict[str, Any]:
+    forest = [figures.forest(found, name) for name in ("accuracy", "balanced_accuracy")]
+    return {
+        "forest": [chart for chart in forest if chart is not None],
+        "agreement": None if found.focus is None else figures.agreement(found, found.focus),
+        "curves": [
+            ("Encoder" if name == "encoder" else heading(name), figures.curves(name, log))
+            for name, log in found.logs.items()
+        ],
+    }
+
+
+def _all_charts(value: object) -> Iterable[Chart]:
+    """Every chart of the sections, in the order in which they stand there."""
+    if isinstance(value, Chart):
+        yield value
+    elif isinstance(value, dict):
+        yield from _all_charts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _all_charts(one)
 
 
 def _confusions(found: Inputs) -> list[tables.Table]:
@@ -102,11 +163,3 @@ def _confusions(found: Inputs) -> list[tables.Table]:
             rows = found.slides_of(method).reset_index()
             matrices.append(tables.confusion(rows, found.classes, heading(method), "slides"))
     return matrices
-
-
-def _embedded(charts: list[figures.Chart]) -> Markup:
-    """Figures as JSON that cannot end the script element it stands in, whatever labels say."""
-    body = ",".join(f'"{chart.id}":{chart.json}' for chart in charts)
-    for sign in "<>&\u2028\u2029":
-        body = body.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup("{" + body + "}")

@@ -11,14 +11,18 @@ import pandas as pd
 
 from mil.predictions import UNTRAINED
 from mil.report.inputs import Inputs
-from mil.report.verdict import heading, title
+from mil.report.names import METRICS, PER_CLASS, TESTS, heading, title
+from mil.report.verdict import p_value
 
 __all__ = [
     "Table",
+    "cell",
     "confusion",
     "grid",
     "number",
     "paired",
+    "per_class",
+    "scored",
     "scores",
     "skipped",
     "text",
@@ -27,14 +31,6 @@ __all__ = [
 
 Table = dict[str, Any]
 
-METRICS = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "auroc": "AUROC",
-    "f1_macro": "F1, macro",
-    "log_loss": "Log loss",
-    "ece": "Calibration error",
-}
 _DASH = "\u2013"
 _SHOWN = 12
 
@@ -47,46 +43,104 @@ def number(value: object) -> str:
 def scores(inputs: Inputs) -> Table:
     """Tile against slide: one row a method, one cell a metric with its interval."""
     found = {
-        name for score in [inputs.metrics["tile"], *inputs.metrics["slide"].values()]
+        name for score in [inputs.metrics["tile"] or {}, *inputs.metrics["slide"].values()]
         for name in score
     }  # fmt: skip
     metrics = [*(m for m in METRICS if m in found), *sorted(found - METRICS.keys())]
-    rows = [_score_row(heading("tile"), "tile", inputs.metrics["tile"], metrics)]
+    of_tiles = inputs.metrics["tile"]
+    rows = [_score_row(heading("tile"), "tile", of_tiles, metrics)] if of_tiles else []
     for method, score in inputs.metrics["slide"].items():
         level = "slide" if method in UNTRAINED else "slide, trained"
         rows.append(_score_row(heading(method), level, score, metrics))
-    return {"columns": [METRICS.get(m, m) for m in metrics], "rows": rows}
+    columns = [{"text": METRICS.get(m, m), "metric": m if m in METRICS else None} for m in metrics]
+    return {"columns": columns, "rows": rows}
 
 
 def _score_row(
-    name: str, level: str, score: Mapping[str, Mapping[str, Any]], metrics: list[str]
+    name: str, level: str, score: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]
 ) -> dict[str, Any]:
-    cells = []
-    for metric in metrics:
-        entry = score.get(metric) or {}
-        low, high = entry.get("ci_low"), entry.get("ci_high")
-        bounds = None if low is None or high is None else f"{number(low)} to {number(high)}"
-        cells.append({"value": number(entry.get("value")), "interval": bounds})
+    cells = [cell(score.get(metric)) for metric in metrics]
     return {"name": name, "level": level, "cells": cells}
 
 
-def paired(inputs: Inputs) -> Table | None:
-    """Differences between methods on the same slides, ``a`` minus ``b``."""
-    rows = [
+def cell(entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A value and its interval, either of which may be undefined, as text."""
+    entry = entry or {}
+    low, high = entry.get("ci_low"), entry.get("ci_high")
+    bounds = None if low is None or high is None else f"{number(low)} to {number(high)}"
+    return {"value": number(entry.get("value")), "interval": bounds}
+
+
+def scored(entry: Mapping[str, Any] | None) -> str:
+    """A value and its interval in one line."""
+    found = cell(entry)
+    return str(found["value"]) + (f" ({found['interval']})" if found["interval"] else "")
+
+
+def per_class(inputs: Inputs) -> list[Table]:
+    """One table a method, the focus and the vote first: a row a class, a cell a metric."""
+    found = inputs.metrics.get("per_class") or {}
+    by_method = {"tile": found.get("tile") or {}, **(found.get("slide") or {})}
+    first = [name for name in (inputs.focus, "vote", "tile") if name in by_method]
+    order = [*first, *(name for name in by_method if name not in first)]
+    result = []
+    for method in order:
+        classes = by_method[method]
+        metrics = [m for m in PER_CLASS if any(m in score for score in classes.values())]
+        rows = [
+            {"name": name, "n": score.get("n"), "cells": [cell(score.get(m)) for m in metrics]}
+            for name, score in classes.items()
+        ]
+        if rows:
+            columns = [PER_CLASS[metric] for metric in metrics]
+            result.append({"name": heading(method), "columns": columns, "rows": rows})
+    return result
+
+
+def paired(inputs: Inputs) -> dict[str, Table | None]:
+    """Differences on the same slides: of every method to the vote, and of the other pairs.
+
+    A row a pair, ``a`` minus ``b``; a cell a metric, with the interval and what each test says.
+    """
+    rows = inputs.metrics.get("paired") or []
+    vote = [row for row in rows if "vote" in (row["a"], row["b"])]
+    others = [row for row in rows if "vote" not in (row["a"], row["b"])]
+    return {"vote": _pairs(vote), "others": _pairs(others)}
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    by_pair: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        pair = by_pair.setdefault((str(row["a"]), str(row["b"])), {})
+        pair.setdefault(str(row["metric"]), []).append(row)
+    metrics = list(dict.fromkeys(metric for pair in by_pair.values() for metric in pair))
+    lines = [
         {
-            "Comparison": f"{title(str(row['a']))} minus {title(str(row['b']))}",
-            "Metric": METRICS.get(row["metric"], row["metric"]),
-            "Difference": number(row.get("difference")),
-            "95 % CI": (
-                _DASH
-                if row.get("ci_low") is None or row.get("ci_high") is None
-                else f"{number(row['ci_low'])} to {number(row['ci_high'])}"
-            ),
-            "p": _DASH if row.get("p") is None else f"{row['p']:.3g}",
+            "name": f"{heading(a)} minus {title(b)}",
+            "cells": [_difference(found.get(metric, [])) for metric in metrics],
         }
-        for row in inputs.metrics.get("paired") or []
+        for (a, b), found in by_pair.items()
     ]
-    return grid(rows) if rows else None
+    return {"columns": [METRICS.get(m, m) for m in metrics], "rows": lines} if lines else None
+
+
+def _difference(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The difference with the interval of the bootstrap, and the p of every test."""
+    ordered = sorted(rows, key=lambda row: row.get("test", "bootstrap") != "bootstrap")
+    tests = []
+    for row in ordered:
+        if row.get("p") is not None:
+            words = (
+                f"{TESTS.get(row.get('test', 'bootstrap'), row.get('test'))} {p_value(row['p'])}"
+            )
+            adjusted = row.get("p_holm")
+            tests.append(words if adjusted is None else f"{words}, Holm {_bare(adjusted)}")
+    first = ordered[0] if ordered else {}
+    return {**cell({**first, "value": first.get("difference")}), "tests": tests}
+
+
+def _bare(p: float) -> str:
+    return p_value(p).removeprefix("p = ").removeprefix("p ")
 
 
 def confusion(rows: pd.DataFrame, classes: list[str], name: str, unit: str) -> Table:

@@ -5,38 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
-from mil import statistics
 from mil.evaluate import flipped
 from mil.report.inputs import Inputs
+from mil.report.names import TESTS, heading, title
 
-__all__ = ["Verdict", "heading", "interval", "percent", "title", "verdict"]
+__all__ = ["Verdict", "interval", "p_value", "percent", "verdict"]
 
-_TITLES = {
-    "tile": "single tiles",
-    "vote": "plurality vote",
-    "mean_probability": "mean probability",
-    "weighted_vote": "vote weighted by confidence",
-    "quality_vote": "vote without blank tiles",
-    "top_k_mean": "mean of the surest tiles",
-    "max_probability": "surest tile",
-    "noisy_or": "noisy-or",
-}
 _MINUS = "\u2212"
+_LEVEL = 0.05
 
 Verdict = dict[str, Any]
-
-
-def title(method: str) -> str:
-    """How a method is called in the text; a trained aggregator keeps its own name."""
-    return _TITLES.get(method, method)
-
-
-def heading(method: str) -> str:
-    """The title at the start of a line; a trained aggregator is a name and stays as it is."""
-    name = title(method)
-    return name[:1].upper() + name[1:] if method in _TITLES else name
 
 
 def percent(share: float | None) -> str:
@@ -54,7 +32,15 @@ def interval(score: Mapping[str, Any]) -> str:
 
 def verdict(inputs: Inputs) -> Verdict:
     """The verdict: ``headline`` (text), ``points`` and ``cautions`` (lists of sentences)."""
-    points = [_compare(inputs), _flips(inputs), _baseline(inputs), _others(inputs)]
+    points = [
+        _compare(inputs),
+        _flips(inputs),
+        _baseline(inputs),
+        _sure(inputs),
+        _split(inputs),
+        _looks(inputs),
+        _others(inputs),
+    ]
     return {
         "headline": _headline(inputs),
         "points": [point for point in points if point],
@@ -76,8 +62,8 @@ def _headline(inputs: Inputs) -> str:
     if inputs.focus is not None:
         score = _accuracy(inputs, inputs.focus)
         parts.append(
-            f"the trained aggregator {inputs.focus} gets {percent(score['value'])} of slides right "
-            f"({interval(score)})"
+            f"the trained aggregator, {title(inputs.focus)}, gets {percent(score['value'])} of "
+            f"slides right ({interval(score)})"
         )
     if "vote" in inputs.methods:
         score = _accuracy(inputs, "vote")
@@ -87,12 +73,16 @@ def _headline(inputs: Inputs) -> str:
             f"the plurality vote of tiles {gets}{percent(score['value'])}{words} "
             f"({interval(score)})"
         )
-    tile = inputs.metrics["tile"].get("accuracy")
+    tile = (inputs.metrics["tile"] or {}).get("accuracy")
     if tile:
         gets = "" if parts else "get "
         parts.append(f"single tiles {gets}{percent(tile['value'])} ({interval(tile)})")
     if not parts:
-        return f"{over}, no method was scored."
+        first = inputs.methods[0] if inputs.methods else None
+        if first is None:
+            return f"{over}, no method was scored."
+        score = _accuracy(inputs, first)
+        parts.append(f"{title(first)} gets {percent(score['value'])} right ({interval(score)})")
     return f"{over}, {_listed(parts)}."
 
 
@@ -100,26 +90,56 @@ def _compare(inputs: Inputs) -> str | None:
     focus = inputs.focus
     if focus is None or "vote" not in inputs.methods:
         return None
-    for row in inputs.metrics.get("paired") or []:
-        if row.get("metric") != "accuracy" or {row.get("a"), row.get("b")} != {focus, "vote"}:
-            continue
-        # `difference` is a minus b; the sentence is always about the trained aggregator.
-        values = [row.get("difference"), row.get("ci_low"), row.get("ci_high")]
-        if row["a"] == "vote":
-            values = [None if v is None else -v for v in (values[0], values[2], values[1])]
-        difference, low, high = values
-        if difference is None:
-            break
-        text = f"{focus} against the plurality vote: {_signed(difference)} points of accuracy"
-        if low is None or high is None:
-            return f"{text}; there are too few slides for an interval."
-        return f"{text} (95\u00a0% CI {_signed(low)} to {_signed(high)}{_p(row.get('p'))}): " + (
-            "no difference that this many slides can show."
-            if low <= 0 <= high
-            else f"{focus} is {'better' if low > 0 else 'worse'} on these slides, and resampling "
-            "them does not undo it."
+    tests = {row.get("test", "bootstrap"): row for row in _pair(inputs, focus, "vote", "accuracy")}
+    row = tests.get("bootstrap")
+    if row is None or row.get("difference") is None:
+        return f"{heading(focus)} and the plurality vote were not compared slide by slide."
+    difference, low, high = row["difference"], row.get("ci_low"), row.get("ci_high")
+    text = f"{heading(focus)} against the plurality vote: {_signed(difference)} points of accuracy"
+    if low is None or high is None:
+        return f"{text}; there are too few slides for an interval."
+    text += f" (95\u00a0% CI {_signed(low)} to {_signed(high)}; {_tested(tests)}): "
+    adjusted = row.get("p_holm")
+    if low <= 0 <= high:
+        return f"{text}no difference that this many slides can show."
+    if adjusted is not None and adjusted > _LEVEL:
+        return (
+            f"{text}the interval alone excludes zero, but not once all comparisons between "
+            "methods are counted: no difference is shown."
         )
-    return f"{focus} and the plurality vote were not compared slide by slide."
+    return (
+        f"{text}{title(focus)} is {'better' if low > 0 else 'worse'} on these slides, and "
+        "resampling the patients does not undo it."
+    )
+
+
+def _pair(inputs: Inputs, a: str, b: str, metric: str) -> list[dict[str, Any]]:
+    """Rows of the comparison, turned so that ``difference`` is ``a`` minus ``b``."""
+    found = []
+    for row in inputs.metrics.get("paired") or []:
+        if row.get("metric") != metric or {row.get("a"), row.get("b")} != {a, b}:
+            continue
+        if row["a"] == a:
+            found.append(dict(row))
+        else:
+            ends = (row.get("difference"), row.get("ci_high"), row.get("ci_low"))
+            turned = [None if end is None else -end for end in ends]
+            names = ("difference", "ci_low", "ci_high")
+            found.append({**row, "a": a, "b": b, **dict(zip(names, turned, strict=True))})
+    return found
+
+
+def _tested(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tests by name, each with its p, adjusted for all comparisons where that was done."""
+    parts = []
+    for name, row in tests.items():
+        if row.get("p") is None:
+            continue
+        words = f"{TESTS.get(name, name)} {p_value(row['p'])}"
+        if row.get("p_holm") is not None:
+            words += f", {p_value(row['p_holm'])} after Holm"
+        parts.append(words)
+    return "; ".join(parts) or "no test"
 
 
 def _flips(inputs: Inputs) -> str | None:
@@ -128,11 +148,11 @@ def _flips(inputs: Inputs) -> str | None:
         return None
     changed = flipped(inputs.predictions, "vote", focus)
     if changed.empty:
-        return f"{focus} and the vote give the same answer on every slide."
+        return f"{heading(focus)} and the vote give the same answer on every slide."
     gained = int((changed["predicted_b"] == changed["label"]).sum())
     lost = int((changed["predicted_a"] == changed["label"]).sum())
     return (
-        f"They answer differently on {_n(len(changed), 'slide')}: {focus} alone is right on "
+        f"They answer differently on {_n(len(changed), 'slide')}: {title(focus)} alone is right on "
         f"{gained}, the vote alone on {lost}, neither on {len(changed) - gained - lost}."
     )
 
@@ -157,6 +177,43 @@ def _baseline(inputs: Inputs) -> str | None:
     )
 
 
+def _sure(inputs: Inputs) -> str | None:
+    """Calibration and abstention of the focus in one sentence."""
+    found, method = inputs.calibration or {}, inputs.focus or "vote"
+    sets = (found.get("conformal") or {}).get(method)
+    if not sets or (sets.get("coverage") or {}).get("value") is None:
+        return None
+    level, covered = percent(sets.get("level")), sets["coverage"]
+    text = (
+        f"Asked to name every class that it cannot rule out at {level}, {title(method)} names the "
+        f"true one for {percent(covered['value'])} of slides ({interval(covered)})"
+    )
+    n, doubts = inputs.metrics["n"].get("slides"), sets.get("n_not_sure")
+    if doubts is None:
+        return f"{text}."
+    text += f" and is not sure on {doubts} of {n}"
+    sure = sets.get("accuracy_when_sure") or {}
+    if sure.get("value") is None:
+        return f"{text}."
+    return f"{text}; where it is sure, {percent(sure['value'])} are right ({interval(sure)})."
+
+
+def _split(inputs: Inputs) -> str | None:
+    """What the audit found, where it is no caution."""
+    if inputs.audit is None or inputs.audit.get("verdict") != "clean":
+        return None
+    findings = inputs.audit.get("findings") or []
+    notes = _n(len(findings), "remark") if findings else "no remark"
+    return f"The audit of the split found no leak in what it could look at, and makes {notes}."
+
+
+def _looks(inputs: Inputs) -> str | None:
+    looks = inputs.metrics.get("looks")
+    if not isinstance(looks, int) or looks != 1:
+        return None  # more than one is a caution
+    return "The test labels were looked at once, for these numbers."
+
+
 def _others(inputs: Inputs) -> str | None:
     others = [name for name in inputs.methods if name not in {inputs.focus, "vote"}]
     if not others:
@@ -168,9 +225,10 @@ def _others(inputs: Inputs) -> str | None:
 
 
 def _cautions(inputs: Inputs) -> list[str]:
-    cautions = [f"{text[:1].upper()}{text[1:]}." for text in _caveats(inputs)]
+    found = [str(text) for text in inputs.metrics.get("cautions") or []]
+    cautions = [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in found]
     if inputs.audit is None:
-        cautions.append("The split of this run was not audited: held-out is a claim, not a check.")
+        cautions.append("The split was not audited: held-out is a claim, not a check.")
     elif inputs.audit.get("verdict") != "clean":
         cautions.append(
             f"The audit of the split says {inputs.audit.get('verdict')!r}: the numbers here are "
@@ -190,21 +248,6 @@ def _cautions(inputs: Inputs) -> list[str]:
     return cautions
 
 
-def _caveats(inputs: Inputs) -> list[str]:
-    """What the number of patients and classes does to the intervals, if patients are known."""
-    if inputs.tiles is None:
-        return []
-    patients = inputs.tiles.drop_duplicates("slide_id").set_index("slide_id")["patient_id"]
-    tested = inputs.predictions.drop_duplicates("slide_id")
-    tested = tested[tested["slide_id"].isin(patients.index)]
-    labels = pd.Index(inputs.classes).get_indexer(tested["label"].astype(str))
-    known = labels >= 0
-    if not known.any():
-        return []
-    clusters = patients[tested["slide_id"]].to_numpy(dtype=object)
-    return statistics.caveats(labels[known], clusters[known], inputs.classes)
-
-
 def _n(count: int | None, noun: str) -> str:
     if count is None:
         return f"an unknown number of {noun}s"
@@ -216,10 +259,9 @@ def _signed(share: float) -> str:
     return "0" if points == 0 else f"{'+' if points > 0 else _MINUS}{abs(points)}"
 
 
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
-    return ", p < 0.001" if value < 0.001 else f", p = {value:.2g}"
+def p_value(value: float) -> str:
+    """``p < 0.001``, or two digits of it."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def _listed(parts: list[str]) -> str:

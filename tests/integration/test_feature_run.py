@@ -239,7 +239,7 @@ def test_a_bad_file_stops_the_run_by_name(
         ({"data": {"features": "f"}, "split": {"balance": ["tissue"]}}, "balance=tissue needs"),
         (
             {"data": {"features": "f"}, "mil": {"votes": [{"name": "quality_vote"}]}},
-            "votes=quality",
+            "quality_vote .* needs pixels",
         ),
     ],
 )

@@ -1,0 +1,198 @@
+"""What the rows of ``slidewise channels`` have to say to each other; see :mod:`.channels`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mil import statistics
+from mil.experiments.probe import KINDS, difference, units_of
+from mil.predictions import class_names, method_names, read_slides, read_tiles
+from mil.prepare import read_tiles as read_tile_table
+from mil.seal import open_test_labels
+from splits import tiles
+from splits.artifacts import read_json
+
+__all__ = ["METRICS", "PAIRS", "REFERENCE", "compare", "compare_runs", "lines"]
+
+METRICS: Final = ("accuracy", "auroc")
+REFERENCE: Final = "he"
+PAIRS: Final = (
+    *((name, REFERENCE) for name in ("h", "e", "rgb", "rgb-reinhard")),
+    *((f"{name}-fixed", REFERENCE) for name in ("he", "h", "e")),
+    ("he-tile", REFERENCE),
+    ("h-fixed", "h"),
+    ("e-fixed", "e"),
+    ("rgb-reinhard", "rgb"),
+)
+"""Rows that are compared, the first minus the second."""
+_BEFORE: Final = "rgb"
+
+Draws = Mapping[str, npt.NDArray[np.float64]]
+Scored = tuple[Mapping[str, float | None], Draws]
+"""Value and bootstrap draws of each metric."""
+
+
+def compare_runs(
+    out: Path,
+    rows: Sequence[Mapping[str, str]],
+    absent: Sequence[Mapping[str, str]],
+    *,
+    n_draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What ``channels.json`` holds: one look at the test labels of each row."""
+    scored: dict[str, dict[str, Scored]] = {}
+    listed = []
+    for row in rows:
+        run = out / row["name"]
+        scored[row["name"]] = _scored(run, n_draws=n_draws, seed=seed)
+        metrics, probed = read_json(run / "metrics.json"), read_json(run / "probe.json")
+        of_level = {"tile": metrics["tile"], **metrics["slide"]}
+        listed.append(
+            {
+                "row": row["name"],
+                **{name: row[name] for name in ("words", "channels", "stain")},
+                "scores": {
+                    level: {metric: of_level[level][metric] for metric in METRICS}
+                    for level in scored[row["name"]]
+                },
+                "probe": {
+                    kind: {k: v for k, v in found.items() if k != "left_out"}
+                    for kind, found in probed["values"].items()
+                },
+                "looks": read_json(run / "seal.json")["looks"],
+            }
+        )
+    first = out / rows[0]["name"]
+    metrics, probed = read_json(first / "metrics.json"), read_json(first / "probe.json")
+    return {
+        "n": metrics["n"],
+        "classes": metrics["classes"],
+        "reference": REFERENCE,
+        "levels": list(scored[rows[0]["name"]]),
+        "rows": listed,
+        "not_run": list(absent),
+        "paired": compare(scored),
+        "separation": _separation(out, rows, n_draws=n_draws, seed=seed),
+        "probe": {
+            "encoder": probed["encoder"],
+            "n": probed["n"],
+            "notes": probed["notes"],
+            "left_out": {kind: found["left_out"] for kind, found in probed["values"].items()},
+        },
+    }
+
+
+def _scored(run: Path, *, n_draws: int, seed: int) -> dict[str, Scored]:
+    """Level (``tile`` or a slide method) -> values and draws, in the same order for every row."""
+    predictions = read_slides(run / "predictions.parquet")
+    levels = {"tile": read_tiles(run / "tile_predictions.parquet")}
+    levels |= {
+        method: predictions[predictions["method"] == method] for method in method_names(predictions)
+    }
+    labels = open_test_labels(run, predictions, "channels")
+    cohort = tiles.slides(read_tile_table(run)).astype({"slide_id": object}).set_index("slide_id")
+    classes = class_names(predictions)
+    scored: dict[str, Scored] = {}
+    for level, table in levels.items():
+        slide = table["slide_id"]
+        truth, predicted = (
+            np.asarray(pd.Index(classes, dtype=object).get_indexer(names), dtype=np.int64)
+            for names in (labels[slide], table["predicted"])
+        )
+        share = table[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
+        share /= share.sum(axis=1, keepdims=True)  # stored as float32
+        patients = cohort.loc[slide, "patient_id"].to_numpy(dtype=object)
+        draws = statistics.bootstrap(truth, predicted, share, patients, n_draws=n_draws, seed=seed)
+        scored[level] = statistics.point(truth, predicted, share), draws
+    return scored
+
+
+def compare(scored: Mapping[str, Mapping[str, Scored]]) -> list[dict[str, Any]]:
+    """Every pair of ``PAIRS`` that was run, at every level, for every metric.
+
+    Args:
+        scored: Row -> level -> values and draws, the draws of the same patients throughout.
+
+    Returns:
+        ``{"a", "b", "level", "metric", "difference", "ci_low", "ci_high", "p", "p_holm"}``; numbers
+        are null where a metric is not defined. ``p_holm`` is corrected over the pairs of one level
+        and metric.
+    """
+    pairs = [pair for pair in PAIRS if set(pair) <= set(scored)]
+    found: list[dict[str, Any]] = []
+    for level in next(iter(scored.values())) if pairs else ():
+        for metric in METRICS:
+            column = []
+            for a, b in pairs:
+                (values_a, draws_a), (values_b, draws_b) = scored[a][level], scored[b][level]
+                one, other = values_a[metric], values_b[metric]
+                tested: dict[str, Any] = dict.fromkeys(("difference", "ci_low", "ci_high", "p"))
+                if one is not None and other is not None:
+                    tested = dict(statistics.paired(draws_a[metric], draws_b[metric], one - other))
+                column.append({"a": a, "b": b, "level": level, "metric": metric, **tested})
+            corrected = holm([row["p"] for row in column])
+            found += [{**row, "p_holm": p} for row, p in zip(column, corrected, strict=True)]
+    return found
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979); nulls stay."""
+    tested = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    result: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(tested):
+        highest = max(highest, min(1.0, p * (len(tested) - rank)))
+        result[place] = highest
+    return result
+
+
+def _separation(
+    out: Path, rows: Sequence[Mapping[str, str]], *, n_draws: int, seed: int
+) -> dict[str, Any] | None:
+    """What the probe reads off H+E less than off RGB, on the same tiles."""
+    if not {_BEFORE, REFERENCE} <= {row["name"] for row in rows}:
+        return None
+    before, after = units_of(out / _BEFORE), units_of(out / REFERENCE)
+    return {
+        "before": _BEFORE,
+        "after": REFERENCE,
+        "difference": {
+            kind: difference(after, before, kind, n_draws=n_draws, seed=seed) for kind in KINDS
+        },
+    }
+
+
+def lines(result: Mapping[str, Any]) -> pd.DataFrame:
+    """One line a row, level and metric, with its difference from the reference."""
+    against = {
+        (pair["a"], pair["level"], pair["metric"]): pair
+        for pair in result["paired"]
+        if pair["b"] == result["reference"]
+    }
+    lines = []
+    for row in result["rows"]:
+        named = {name: row[name] for name in ("row", "channels", "stain")}
+        for level, scores in row["scores"].items():
+            for metric, score in scores.items():
+                pair = against.get((row["row"], level, metric), {})
+                less = {
+                    "difference": pair.get("difference"),
+                    "difference_low": pair.get("ci_low"),
+                    "difference_high": pair.get("ci_high"),
+                    "p": pair.get("p"),
+                    "p_holm": pair.get("p_holm"),
+                }
+                lines.append({**named, "level": level, "metric": metric, **score, **less})
+        for kind, found in row["probe"].items():
+            score = {name: found.get(name) for name in ("value", "ci_low", "ci_high", "p")}
+            lines.append(
+                {**named, "level": f"probe: {kind}", "metric": "balanced_accuracy", **score}
+            )
+    return pd.DataFrame(lines)

@@ -110,7 +110,8 @@ def evidence(
     if perturbation.empty:
         return None
     methods: dict[str, Any] = {}
-    given = _Given(labels, patients, {"n_draws": n_draws, "seed": seed})
+    controlled = bool((perturbation["labels"] == "shuffled").any())
+    given = _Given(labels, patients, {"n_draws": n_draws, "seed": seed}, controlled)
     for method, rows in perturbation.groupby("method"):
         pairs = agreement[agreement["method"] == method]
         methods[str(method)] = {
@@ -133,6 +134,7 @@ class _Given(NamedTuple):
     labels: pd.Series
     patients: pd.Series
     draws: dict[str, int]
+    controlled: bool
 
     def means(self, values: pd.DataFrame) -> Means:
         return means(values, self.labels, self.patients, **self.draws)
@@ -156,7 +158,9 @@ def _of_measure(
         found["agreement"] = {**members, "n_members": int(n_members)}
     control = rows[rows["labels"] == "shuffled"]
     if control.empty:
-        found["shuffled"] = {"note": "not trained: set evidence.shuffled_control=true"}
+        found["shuffled"] = {"note": "no control was trained: set evidence.shuffled_control=true"}
+        if given.controlled:
+            found["shuffled"]["note"] = "no control of its own: see the method that was selected"
         return found
     method = str(rows["method"].iloc[0])
     located = None

@@ -145,13 +145,14 @@ def test_agreement_is_that_of_the_attention_of_two_models(base: Path) -> None:
 
 def test_the_control_learned_other_labels_on_the_same_slides(base: Path) -> None:
     for fold in folds_of(base / "run", config(base)):
-        folder = base / "run" / "aggregators" / "abmil"
-        real, control = (folder / f"fold{fold.number}{name}" for name in ("", "-shuffled"))
+        home = base / "run" / "aggregators"
+        real = home / "abmil" / f"fold{fold.number}"
+        control = home / "abmil" / "shuffled" / f"fold{fold.number}"
         seen = [read_json(f / "card.json")["slides_seen"] for f in (real, control)]
         assert seen[0] == seen[1] == fold.slides["train"]
         weights = [(f / "model.safetensors").read_bytes() for f in (real, control)]
         assert weights[0] != weights[1]
-        assert not (base / "run" / "aggregators" / "max" / control.name).exists()
+        assert not (home / "max" / "shuffled").exists()  # it weighs no tiles
         mixed = shuffled(fold, 0)
         assert mixed.slides == fold.slides
         assert dict(mixed.labels) != dict(fold.labels)

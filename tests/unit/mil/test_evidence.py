@@ -66,7 +66,9 @@ def by_key(key, tiles):
     return 0.95 if key in tiles else 0.05
 
 
-NO_PAIRS = pd.DataFrame(columns="slide_id method measure a b n_tiles spearman overlap".split())
+NO_PAIRS = pd.DataFrame(
+    columns=["slide_id", "method", "measure", "a", "b", "n_tiles", "spearman", "overlap"]
+)
 
 
 def judge(table, n_slides, pairs=NO_PAIRS):

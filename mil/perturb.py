@@ -8,6 +8,7 @@ come out; :mod:`mil.beside` and :mod:`mil.evidence` make numbers of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +46,7 @@ _FORM: Final = 1
 _TABLES: Final = ("tiles_seen", "agreement", "shuffled_attention", "perturbation")
 _COLUMNS: Final = {
     "perturbation": "slide_id fold method labels order repeat end share n_removed predicted p",
-    "agreement": "slide_id fold method measure a b spearman",
+    "agreement": "slide_id fold method measure a b n_tiles spearman overlap",
     "shuffled_attention": "tile_id slide_id fold part method attention",
 }
 
@@ -277,13 +278,7 @@ class _Asking:
         rows, names = [], list(voices)
         for bag in self._drawn if len(names) > 1 else ():
             winner = int(said.votes.predicted[self._place[bag.name]])
-            ranks = {
-                name: {
-                    measure: rankdata(score)
-                    for measure, score in self._measures(bag, voice, winner).items()
-                }
-                for name, voice in voices.items()
-            }
+            scores = {name: self._measures(bag, voice, winner) for name, voice in voices.items()}
             rows += [
                 {
                     "bag": bag.name,
@@ -292,11 +287,13 @@ class _Asking:
                     "measure": measure,
                     "a": a,
                     "b": b,
-                    "spearman": _correlation(ranks[a][measure], ranks[b][measure]),
+                    "n_tiles": bag.n_tiles,
+                    "spearman": _correlation(scores[a][measure], scores[b][measure]),
+                    "overlap": _overlap(bag, scores[a][measure], scores[b][measure]),
                 }
                 for i, a in enumerate(names)
                 for b in names[i + 1 :]
-                for measure in ranks[a]
+                for measure in scores[a]
             ]
         return self._by_slide(pd.DataFrame(rows)) if rows else pd.DataFrame()
 
@@ -335,7 +332,13 @@ class _Asking:
 
 
 def _correlation(a: Matrix, b: Matrix) -> float:
-    """Spearman's rank correlation from ranks; NaN for fewer than 3 tiles or where all are equal."""
+    """Spearman's rank correlation; NaN for fewer than 3 tiles or where all are equal."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def _overlap(bag: Bag, a: Matrix, b: Matrix) -> float:
+    """Share of the highest tenth of the tiles, rounded up, that both have in common."""
+    n = math.ceil(bag.n_tiles / 10)
+    return len(np.intersect1d(bag.ordered(a)[:n], bag.ordered(b)[:n])) / n

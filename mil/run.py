@@ -131,10 +131,9 @@ def evaluate_run(path: Path, config: Config) -> None:
         evaluate.evaluate(path, n_draws=n_draws, seed=seed, level=level, digests=digests)
 
 
-def report_run(path: Path, config: Config | None) -> Path:
-    """``report.html`` from the tables of the run; without a config there are no tiles to show."""
-    reader = None if config is None else prepare.tile_reader(path, config)
-    return report.build(path, read_tile=reader)
+def report_run(path: Path, config: Config) -> Path:
+    """``report.html`` from the tables of the run."""
+    return report.build(path, read_tile=prepare.tile_reader(path, config))
 
 
 def demo_config() -> Config:

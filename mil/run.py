@@ -17,6 +17,7 @@ from mil import (
     report,
     settings,
     tissue,
+    tracking,
     train,
 )
 from mil.config import Config, Data, Encoder, Split, Train
@@ -96,9 +97,9 @@ def _train(
         return seen
 
     def aggregators() -> None:
-        train.aggregators(path, config, say)
-        predict.predict_run(path, config)
-        perturb.perturb_run(path, config)
+        train.aggregators(path, config, say, progress)
+        predict.predict_run(path, config, progress)
+        perturb.perturb_run(path, config, progress)
 
     made = devices.first(fabric, pixels_first)
     said = say if fabric.is_global_zero else _silent
@@ -106,13 +107,17 @@ def _train(
     with devices.said_once(fabric):
         if made is None and config.data.features is None:
             made = pixels(path, config)
-        train.encoders(path, config, made, fabric, said)
+        shown = progress if fabric.is_global_zero else None
+        train.encoders(path, config, made, fabric, said, shown)
     devices.first(fabric, aggregators)
 
 
 def _judge(path: Path, config: Config) -> Path:
     evaluate_run(path, config)
-    return report_run(path, config)
+    page = report_run(path, config)
+    if config.train.mlflow is not None:
+        tracking.track(path, config, config.train.mlflow)
+    return page
 
 
 def _silent(_: str) -> None:

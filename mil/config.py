@@ -160,6 +160,9 @@ class Train(Section):
     train on the slide, instead of embeddings. So many more encoders a fold are trained."""
     tensorboard: bool = False
     """Write ``log.csv`` as TensorBoard events, too (an extra package)."""
+    mlflow: str | None = None
+    """Where MLflow keeps its runs (an extra package): a folder, or the URI of a server or data base.
+    The finished run is entered there: settings, every ``log.csv``, scores, report."""
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better one by validation."""
     burn_in: float = Field(0.5, ge=0, lt=1)
@@ -260,7 +263,9 @@ class Config(Section):
         if self.data.features is None:
             return self
         idle = [name for name in ("identity", "stain", "encoder") if changed(getattr(self, name))]
-        idle += [f"train.{name}" for name in [changed(self.train, kept={"crossfit"})] if name]
+        idle += [
+            f"train.{name}" for name in [changed(self.train, kept={"crossfit", "mlflow"})] if name
+        ]
         idle += [
             f"split.balance={name}" for name in self.split.balance if name in ("tissue", "stain")
         ]

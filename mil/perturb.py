@@ -37,6 +37,7 @@ from mil.models import (
     shuffled_home,
 )
 from mil.pieces import Bag, Piece, bag_of, groups, offsets, removals, subsets
+from mil.prepare import Progress, bar
 from mil.seeds import derive
 from splits.artifacts import digest, digests_of, is_current, write_table
 
@@ -53,7 +54,7 @@ _COLUMNS: Final = {
 Rows = npt.NDArray[np.int64]
 
 
-def perturb_run(run: Path, config: Config) -> None:
+def perturb_run(run: Path, config: Config, progress: Progress | None = None) -> None:
     """Ask the models of every fold about its test slides with tiles taken away.
 
     Writes ``tiles_seen.parquet`` (answers from 1, 2, 4, ... tiles), ``perturbation.parquet``
@@ -81,6 +82,7 @@ def perturb_run(run: Path, config: Config) -> None:
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
     folds = [(fold, _packed(fold, config)) for fold in folds_of(run, config)]
     drawn = _drawn([name for _, packed in folds for name in packed.slides["test"]], config)
+    advance = bar(progress, "tiles taken away, slides", len(drawn))
     for fold, packed in folds:
         features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
         models = Models.load(run, config, fold.number, fold.classes)
@@ -94,6 +96,7 @@ def perturb_run(run: Path, config: Config) -> None:
             asking = _Asking(fold, models, controls, batch, config, quality, drawn)
             for name, found in asking.tables():
                 tables[name].append(found)
+            advance(len(drawn.intersection(batch.slide_ids)))
     for name in _TABLES:
         if name == "shuffled_attention" and not settings.shuffled_control:
             (run / f"{name}.parquet").unlink(missing_ok=True)

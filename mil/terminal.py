@@ -50,15 +50,15 @@ class Screen:
         """One line, shown as it is (no markup)."""
         _STDERR.print(Text(line))
 
-    def progress(self, name: str, total: int) -> Callable[[int], object]:
-        """A bar; call the result with the number of finished steps."""
+    def progress(self, name: str, total: int) -> Callable[[float], object]:
+        """A bar; call the result with the number of finished steps, or a share of one."""
         task = self._bars.add_task(name, total=total)
         return lambda n: self._bars.advance(task, n)
 
 
 @contextmanager
 def screen() -> Iterator[Screen]:
-    """Bars on stderr while the block runs."""
+    """Bars on stderr while the block runs; nothing where that is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -66,7 +66,9 @@ def screen() -> Iterator[Screen]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_STDERR, transient=True) as bars:
+    # Rich would write an empty line into a pipe or a log at the end.
+    quiet = not _STDERR.is_interactive
+    with Progress(*columns, console=_STDERR, transient=True, disable=quiet) as bars:
         yield Screen(bars)
 
 

@@ -119,33 +119,44 @@ class _Curve:
     """Areas under the curves of one class against the rest, for blocks of draws.
 
     Area under the receiver operating curve as the Mann-Whitney statistic (ties count half), and
-    average precision as the sum of precision times gain in recall over distinct scores.
+    average precision as the sum of precision times gain in recall over distinct scores. Both are
+    sums over the scores of the class alone: of the rest, only how many lie above each is needed.
     """
 
     def __init__(
         self, positive: npt.NDArray[np.bool_], score: FloatArray, member: IntArray
     ) -> None:
-        thresholds, rank = np.unique(-score, return_inverse=True)  # from the highest score down
-        self.n_thresholds = len(thresholds)
-        shape = (self.n_thresholds, int(member.max()) + 1)
-        self._positive, self._negative = (
-            sparse.csr_array((np.ones(int(kind.sum())), (rank[kind], member[kind])), shape=shape)
-            for kind in (positive, ~positive)
-        )
+        descending = -score
+        thresholds, rank = np.unique(descending[positive], return_inverse=True)
+        # The first score of the class that is not above a score of the rest; there may be none.
+        place = np.searchsorted(thresholds, descending[~positive])
+        ended = np.append(thresholds, np.inf)
+        tied = ended[place] == descending[~positive]
+        self.n_thresholds = len(thresholds) + 1
+        n_clusters = int(member.max()) + 1
+
+        def sums(row: IntArray, cluster: IntArray) -> sparse.csr_array:
+            shape = (self.n_thresholds, n_clusters)
+            return sparse.csr_array((np.ones(len(row)), (row, cluster)), shape=shape)
+
+        rest = member[~positive]
+        self._positive = sums(rank, member[positive])
+        self._negative = sums(place, rest)
+        self._tied = sums(place[tied], rest[tied]) if tied.any() else None
 
     def areas(self, columns: FloatArray) -> FloatArray:
         """Both areas for weights ``(n_clusters, n_draws)``: ``(2, n_draws)``, NaN if undefined."""
         positive = self._positive @ columns  # (n_thresholds, n_draws)
-        negative = self._negative @ columns
-        above = np.cumsum(negative, axis=0)
-        n_positive, n_negative = positive.sum(axis=0), above[-1]
-        below = n_negative - above
-        below += negative / 2
+        above = np.cumsum(self._negative @ columns, axis=0)  # at least this score
+        n_positive, n_negative = positive.sum(axis=0), above[-1].copy()
+        ahead = np.einsum("td,td->d", positive, above)
+        if self._tied is not None:
+            ahead -= np.einsum("td,td->d", positive, self._tied @ columns) / 2
+        hits = np.cumsum(positive, axis=0)
+        above += hits
+        np.divide(hits, above, out=hits, where=above > 0)  # no row yet: no gain in recall
         with np.errstate(divide="ignore", invalid="ignore"):
-            area = np.einsum("td,td->d", positive, below) / (n_positive * n_negative)
-            hits = np.cumsum(positive, axis=0)
-            above += hits
-            np.divide(hits, above, out=hits, where=above > 0)  # no row yet: no gain in recall
+            area = 1 - ahead / (n_positive * n_negative)
             precision = np.einsum("td,td->d", positive, hits) / n_positive
         return np.stack([area, precision])
 

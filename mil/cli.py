@@ -102,7 +102,6 @@ def evaluate(
 ) -> None:
     """Tile accuracy beside slide accuracy, with intervals."""
     from mil import foreign
-    from mil.run import evaluate_run
     from splits.artifacts import read_json
 
     if (run is None) == (not predictions) or (not predictions) != (out is None):
@@ -117,6 +116,8 @@ def evaluate(
         if foreign.is_foreign(run):
             message = f"{run} holds predictions of another tool: give them with --predictions again"
             raise InputError(message)
+        from mil.run import evaluate_run
+
         evaluate_run(run, stored(run))
         metrics = read_json(run / "metrics.json")
     elif predictions and out is not None:
@@ -142,9 +143,14 @@ def evaluate(
 def report(run: Run) -> None:
     """The report, from tables only."""
     from mil import foreign
+    from mil.report import build
+
+    if foreign.is_foreign(run):
+        typer.echo(build(run, read_tile=None))
+        return
     from mil.run import report_run
 
-    typer.echo(report_run(run, None if foreign.is_foreign(run) else stored(run)))
+    typer.echo(report_run(run, stored(run)))
 
 
 @app.command()

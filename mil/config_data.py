@@ -123,7 +123,8 @@ class Split(Section):
     """What counts where the slides of a patient differ in label: each its own, the commonest for
     all, the highest for all, or nothing until the table is corrected."""
     label_order: tuple[str, ...] | None = None
-    """Classes from lowest to highest, for ``max`` and ties of ``majority``; numbers need none."""
+    """Classes from lowest to highest, for ``max``, ties of ``majority`` (numbers need none), and a
+    quadratic kappa in the evaluation."""
     seed: int = 0
     """Seed of the search."""
 

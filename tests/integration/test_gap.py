@@ -30,7 +30,7 @@ from splits.errors import InputError
 
 from .conftest import smoke
 
-DIM, N_PATIENTS, N_TILES = 24, 20, 8
+DIM, N_PATIENTS, N_TILES = 24, 20, 6
 
 
 def quiet(_: str) -> None:
@@ -39,7 +39,7 @@ def quiet(_: str) -> None:
 
 def files(base: Path, *, signature: float) -> None:
     """Two slides a patient; the class moves one direction a little, a signature all of them."""
-    rng, lines = np.random.default_rng(1), ["slide_id,patient_id,site_id,label"]
+    rng, lines = np.random.default_rng(1), ["slide_id,patient_id,label"]
     (base / "bags").mkdir(parents=True)
     for p in range(N_PATIENTS):
         for s in range(2):
@@ -49,7 +49,7 @@ def files(base: Path, *, signature: float) -> None:
             name = f"p{p:02d}s{s}"
             with h5py.File(base / "bags" / f"{name}.h5", "w") as file:
                 file["features"] = x.astype(np.float32)
-            lines.append(f"{name},p{p:02d},site{p % 3},{'ab'[p % 2]}")
+            lines.append(f"{name},p{p:02d},{'ab'[p % 2]}")
     (base / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -193,16 +193,23 @@ def test_a_fold_is_no_run_and_keeps_no_weights(signed: Path) -> None:
 def test_one_slide_a_patient_makes_slides_and_patients_one_row(tmp_path: Path) -> None:
     files(tmp_path, signature=0.5)
     labels = pd.read_csv(tmp_path / "labels.csv")
-    labels = labels.assign(patient_id=labels["slide_id"]).drop(columns="site_id")
-    labels.to_csv(tmp_path / "labels.csv", index=False)
+    sites = [f"site{place // 2 % 8}" for place in range(len(labels))]
+    labels.assign(patient_id=labels["slide_id"], site_id=sites).to_csv(
+        tmp_path / "labels.csv", index=False
+    )
     found = measure(tmp_path / "out", config(tmp_path), n_seeds=1, null=False, say=quiet)
     assert found is not None
-    by_name = {s["scheme"]: s for s in found["schemes"]}
-    assert (by_name["slide"]["run"], by_name["slide"]["same_as"]) == (False, "patient")
-    assert (by_name["site"]["run"], by_name["site"]["same_as"]) == (False, None)
-    assert "site_id" in by_name["site"]["reason"]
-    assert {(g["from"], g["to"]) for g in found["gaps"]} == {("tile", "patient")}
+    slide = next(s for s in found["schemes"] if s["scheme"] == "slide")
+    assert (slide["run"], slide["same_as"]) == (False, "patient")
+    steps = {("tile", "patient"), ("patient", "site"), ("tile", "site")}
+    assert {(g["from"], g["to"]) for g in found["gaps"]} == steps
     assert any("one seed" in line for line in found["cautions"])
+
+
+def test_without_sites_that_scheme_is_not_run_and_not_made_up(result: dict[str, Any]) -> None:
+    site = result["schemes"][3]
+    assert (site["scheme"], site["run"], site["same_as"]) == ("site", False, None)
+    assert "site_id for every slide" in site["reason"]
 
 
 @pytest.mark.parametrize(
@@ -219,9 +226,10 @@ def test_what_cannot_be_compared_is_refused(signed: Path, change: str, words: st
     assert not (signed / "new").exists()
 
 
-def test_the_folder_of_a_run_is_refused(finished: Path) -> None:
+def test_the_folder_of_a_run_is_refused(signed: Path, tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="is the folder of a run"):
-        measure(finished, smoke(), say=quiet)
+        measure(tmp_path, config(signed), say=quiet)
 
 
 def test_names_that_look_like_html_are_text(signed: Path, tmp_path: Path) -> None:
@@ -231,7 +239,7 @@ def test_names_that_look_like_html_are_text(signed: Path, tmp_path: Path) -> Non
     document = read_json(signed / "out" / "gap.json")
     document["cautions"] = [f"no slide of {evil}"]
     document["null"]["reason"] = document["model"] = evil
-    document["schemes"][3] |= {"reason": evil}
+    document["schemes"][3]["reason"] = evil
     document["trained"] = [evil]
     for scheme in [*document["schemes"], *document["null"]["schemes"].values()]:
         if "slide" in scheme:
@@ -267,6 +275,7 @@ def test_the_verb_on_tiles_trains_an_encoder_a_fold(tmp_path: Path) -> None:
     out = tmp_path / "out"
     changes = ["compute.threads=1", "mil.aggregators=[{name: mean}]", "mil.epochs=1"]
     changes += ["data.phantom.sites=1", "data.phantom.slides=12", "identity.content=false"]
+    changes += ["encoder.name=test_resnet.r160_in1k"]
     given = ["gap", "configs/smoke.yaml", "--seeds", "1", "--no-null", "--out", str(out), "--json"]
     found = CliRunner().invoke(app, [*given, *[word for c in changes for word in ("--set", c)]])
     assert found.exit_code == 0, found.output
@@ -285,7 +294,7 @@ def test_a_frozen_encoder_reads_every_tile_once(tmp_path: Path) -> None:
         "stain.method=none", "encoder.channels=rgb", "encoder.frozen=true",
         "encoder.name=test_resnet.r160_in1k", f"encoder.checkpoint={weights}",
         "mil.aggregators=[{name: mean}]", "mil.epochs=1", "identity.content=false",
-        "data.phantom.slides=12",
+        "data.phantom.slides=12", "data.phantom.sites=1",
     )  # fmt: skip
     run(tmp_path / "run", made, quiet)
     found = measure(tmp_path / "out", made, n_seeds=1, null=False, say=quiet)

@@ -16,24 +16,16 @@ from splits.groups import PARTS, regroup
 FOLDS = 4
 
 
-def cohort(*, slides_of: int = 2, n_patients: int = 24, n_tiles: int = 9) -> pd.DataFrame:
+def cohort(*, slides_of: int = 2, n_patients: int = 18, n_tiles: int = 9) -> pd.DataFrame:
     """Patients of two classes and six sites; one slide is called like a piece of another."""
     rows = []
     for p in range(n_patients):
         for s in range(slides_of):
             slide = "p00s0 (test)" if (p, s) == (1, 0) else f"p{p:02d}s{s}"
-            for t in range(n_tiles + p % 3):
-                rows.append(
-                    {
-                        "tile_id": f"{slide}/{t}.png",
-                        "sha256": f"{slide}{t}",
-                        "slide_id": slide,
-                        "patient_id": f"p{p:02d}",
-                        "site_id": f"site{(p // 2) % 6}",
-                        "group_id": f"p{p:02d}",
-                        "slide_label": "ab"[p % 2],
-                    }
-                )
+            ids = {"slide_id": slide, "patient_id": f"p{p:02d}", "group_id": f"p{p:02d}"}
+            ids |= {"site_id": f"site{(p // 2) % 6}", "slide_label": "ab"[p % 2]}
+            names = [f"{slide}/{t}.png" for t in range(n_tiles + p % 3)]
+            rows += [{**ids, "tile_id": name, "sha256": name} for name in names]
     return tiles.check(pd.DataFrame(rows))
 
 

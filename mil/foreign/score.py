@@ -96,7 +96,7 @@ def score(
     fold_of = test.set_index("slide_id")["fold"]
     of_single_tiles = None
     if tiles is not None:
-        found = cohort.matched(read(tiles, columns, classes, tiles=True), remarks)
+        found = cohort.matched(read(tiles, columns, remarks, classes, tiles=True), remarks)
         of_single_tiles = of_tiles(found, cohort, classes, fold_of, remarks)
 
     digests = {
@@ -164,12 +164,13 @@ def _read(
 ) -> tuple[list[Answers], cohorts.Cohort]:
     """The files with ids and classes as the labels have them, and the cohort."""
     if slides is None:
-        files = _methods([read(path, columns) for _, path in named], named)
+        files = _methods([read(path, columns, remarks) for _, path in named], named)
         cohort, files = cohorts.of_files(files, _unit(files, remarks), remarks)
         return files, cohort
     # Classes may be names of columns; whether a row is a slide or a patient the files say.
     labels = set(cohorts.of_table(slides, columns, "slide", Remarks()).labels.values())
-    files = _methods([read(path, columns, labels) for _, path in named], named)
+    read_ = [read(path, columns, remarks, labels) for _, path in named]
+    files = _methods(read_, named)
     cohort = cohorts.of_table(slides, columns, _unit(files, remarks), remarks)
     matched = [cohort.matched(found, remarks) for found in files]
     return [naming.named(found, cohort.labels, remarks) for found in matched], cohort

@@ -58,6 +58,7 @@ def score(
     tiles: Path | None = None,
     columns: Mapping[str, str] | None = None,
     partial: bool = False,
+    label_order: Sequence[str] | None = None,
     n_draws: int | None = None,
     seed: int = 0,
 ) -> Scored:
@@ -72,6 +73,7 @@ def score(
         tiles: Predictions of single tiles, for the tile level.
         columns: Our name, or ``p_<class>`` -> the name in the files, where not recognised.
         partial: Score the slides that every method predicts although others are known.
+        label_order: Classes from lowest to highest, if they have an order.
         n_draws: Bootstrap draws; None: as in a run.
         seed: Seed of the draws.
 
@@ -110,7 +112,7 @@ def score(
         )
     }
     n_draws = Evaluate().bootstrap if n_draws is None else n_draws
-    scored = {**digests, "evaluate": digest({"n_draws": n_draws, "seed": seed})}
+    scored = {**digests, "evaluate": digest([n_draws, seed, label_order])}
     if not is_current(out / "metrics.json", scored):
         about = cohort.slides[cohort.slides["slide_id"].isin(predictions["slide_id"])]
         fold = about["slide_id"].map(fold_of).astype("Int64")
@@ -129,7 +131,12 @@ def score(
         }
         write_json(out / SOURCE, source, digests)
         evaluate.evaluate(
-            out, n_draws=n_draws, seed=seed, digests=scored, cautions=remarks.cautions
+            out,
+            n_draws=n_draws,
+            seed=seed,
+            order=label_order,
+            digests=scored,
+            cautions=remarks.cautions,
         )
     metrics = read_json(out / "metrics.json")
     return Scored(metrics, tuple(remarks.notes), tuple(remarks.cautions))

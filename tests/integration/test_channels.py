@@ -76,7 +76,8 @@ def test_the_table_says_what_the_runs_say(made: Path) -> None:
         assert set(result["levels"]) == set(of_level)
         for level, scores in of_level.items():
             for metric in METRICS:
-                line = table.query("row == @row['row'] and level == @level and metric == @metric")
+                where = (row["row"], level, metric)
+                line = table[(table[["row", "level", "metric"]] == where).all(axis=1)]
                 assert line[["value", "ci_low", "ci_high"]].to_numpy() == pytest.approx(
                     np.array([[scores[metric][k] for k in ("value", "ci_low", "ci_high")]])
                 )

@@ -161,8 +161,8 @@ class Train(Section):
     tensorboard: bool = False
     """Write ``log.csv`` as TensorBoard events, too (an extra package)."""
     mlflow: str | None = None
-    """Where MLflow keeps its runs (an extra package): a folder, or the URI of a server or data base.
-    The finished run is entered there: settings, every ``log.csv``, scores, report."""
+    """Where MLflow keeps its runs (an extra package): a folder, or the URI of a server or
+    database. The finished run is entered there: settings, every ``log.csv``, scores, report."""
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better one by validation."""
     burn_in: float = Field(0.5, ge=0, lt=1)

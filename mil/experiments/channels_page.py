@@ -17,10 +17,11 @@ from mil.experiments.probe import KINDS
 from mil.pixels import new_pixels
 from mil.predictions import UNTRAINED
 from mil.prepare import data_root, read_tiles
+from mil.report.names import heading, title
 from mil.report.pictures import jpeg_uri
 from mil.report.preview import composed
 from mil.report.templates import inline, write_page
-from mil.report.verdict import heading, percent, title
+from mil.report.verdict import percent
 from mil.seeds import generator
 from mil.stain.channels import CHANNELS
 from splits.artifacts import read_table
@@ -222,8 +223,11 @@ def _table(result: Result, metric: str) -> dict[str, Any]:
                     "at": _place(value) if drawn else None,
                     "low": _place(value if low is None else low) if drawn else None,
                     "high": _place(value if high is None else high) if drawn else None,
-                    "guide": chosen and _place(chosen["scores"][level][metric]["value"]),
-                    "differs": bool(pair and pair["p_holm"] is not None)
+                    "guide": None
+                    if chosen is None
+                    else _place(chosen["scores"][level][metric]["value"]),
+                    "differs": pair is not None
+                    and pair["p_holm"] is not None
                     and pair["p_holm"] < _ALPHA,
                 }
             )

@@ -70,14 +70,22 @@ def check(settings: Mil) -> None:
 
 
 def fit_fold(
-    run: Path, config: Config, fold: Fold, fabric: Fabric, say: Callable[[str], object]
+    run: Path,
+    config: Config,
+    fold: Fold,
+    fabric: Fabric,
+    say: Callable[[str], object],
+    advance: Callable[[float], object] | None = None,
 ) -> None:
-    """Train every aggregator of the config, every seed of it; what is trained already is kept."""
+    """Train every aggregator of the config, every seed of it; what is trained already is kept.
+
+    ``advance`` is called with the epochs that are done, as by :func:`mil.loop.fit`.
+    """
     # Opening reads every value once, so it is done once for all of them.
     features, made_from = encode.bag_features(run, config, fold)
     for choice in config.mil.aggregators:
         home = run / "aggregators" / choice.name
-        fit(run, config, fold, choice, fabric, features, made_from, home)
+        fit(run, config, fold, choice, fabric, features, made_from, home, advance)
         say(f"fold {fold.number}: {choice.name} trained")
 
 
@@ -127,6 +135,7 @@ def fit(
     features: Features,
     made_from: str,
     home: Path,
+    advance: Callable[[float], object] | None = None,
 ) -> None:
     """Train one aggregator on one fold, every seed of it.
 
@@ -139,6 +148,7 @@ def fit(
         features: Of all tiles, ``(n_tiles, dim)``.
         made_from: Digest of the features.
         home: Folder of its models, a folder a fold and seed.
+        advance: Called with the epochs that are done.
     """
     settings = config.mil
     seen, judges = fold.slides["train"], fold.slides["val"]
@@ -157,6 +167,8 @@ def fit(
     for number in range(settings.seeds):
         folder = folder_of(home, fold.key, number)
         if is_finished(folder, digests):
+            if advance is not None:
+                advance(settings.epochs)
             continue
         # The first has the seed that it has where it is the only one.
         names = (choice.name, fold.key, *([number] if number else []))
@@ -198,6 +210,7 @@ def fit(
                 "slides_that_chose_the_epoch": judges,
             },
             lower="mil.batch_tiles",
+            advance=advance,
         )
 
 

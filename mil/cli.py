@@ -97,18 +97,21 @@ def evaluate(
     partial: Annotated[
         bool, typer.Option("--partial", help="Score the slides that every method predicts.")
     ] = False,
+    label_order: Annotated[
+        str | None, typer.Option(help="Their classes from lowest to highest, if ordered.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for their scores.")] = None,
     json: Json = False,
 ) -> None:
     """Tile accuracy beside slide accuracy, with intervals."""
     from mil import foreign
-    from mil.run import evaluate_run
     from splits.artifacts import read_json
 
     if (run is None) == (not predictions) or (not predictions) != (out is None):
         message = "give a run folder, or --predictions FILE with --out FOLDER"
         raise InputError(message)
     extra = {"--slides": slides, "--tiles": tiles, "--columns": columns, "--partial": partial}
+    extra["--label-order"] = label_order
     given = [name for name, value in extra.items() if value]
     if run is not None and given:
         message = f"{given[0]} goes with --predictions; a run brings its own"
@@ -117,6 +120,8 @@ def evaluate(
         if foreign.is_foreign(run):
             message = f"{run} holds predictions of another tool: give them with --predictions again"
             raise InputError(message)
+        from mil.run import evaluate_run
+
         evaluate_run(run, stored(run))
         metrics = read_json(run / "metrics.json")
     elif predictions and out is not None:
@@ -127,6 +132,7 @@ def evaluate(
             tiles=tiles,
             columns=cli_splits.columns_of(columns),
             partial=partial,
+            label_order=None if label_order is None else label_order.split(","),
         )
         metrics = scored.metrics
         for kind, said in (("note", scored.notes), ("warning", scored.cautions)):
@@ -142,9 +148,14 @@ def evaluate(
 def report(run: Run) -> None:
     """The report, from tables only."""
     from mil import foreign
+    from mil.report import build
+
+    if foreign.is_foreign(run):
+        typer.echo(build(run, read_tile=None))
+        return
     from mil.run import report_run
 
-    typer.echo(report_run(run, None if foreign.is_foreign(run) else stored(run)))
+    typer.echo(report_run(run, stored(run)))
 
 
 @app.command()

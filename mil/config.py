@@ -160,6 +160,9 @@ class Train(Section):
     train on the slide, instead of embeddings. So many more encoders a fold are trained."""
     tensorboard: bool = False
     """Write ``log.csv`` as TensorBoard events, too (an extra package)."""
+    mlflow: str | None = None
+    """Where MLflow keeps its runs (an extra package): a folder, or the URI of a server or
+    database. The finished run is entered there: settings, every ``log.csv``, scores, report."""
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better one by validation."""
     burn_in: float = Field(0.5, ge=0, lt=1)
@@ -167,10 +170,15 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Intervals and conformal sets."""
+    """Intervals and conformal sets. With ``split.label_order`` there is a quadratic kappa, too."""
 
     bootstrap: PositiveInt = 2000
-    """Bootstrap draws over patients."""
+    """Bootstrap draws over whole clusters."""
+    cluster: Literal["patient", "site"] = "patient"
+    """What is drawn: whole patients, or whole sites (every test slide needs one)."""
+    interval: Literal["bca", "percentile"] = "bca"
+    """``bca`` shifts the ends for skewness, ``percentile`` does not; both are widened for few and
+    uneven clusters."""
     level: float = Field(0.9, gt=0, lt=1)
     """Share of slides whose conformal set shall hold the true class; validation needs
     ``1 / (1 - level) - 1`` patients a fold, 9 for 0.9, before a set may leave a class out."""
@@ -255,7 +263,9 @@ class Config(Section):
         if self.data.features is None:
             return self
         idle = [name for name in ("identity", "stain", "encoder") if changed(getattr(self, name))]
-        idle += [f"train.{name}" for name in [changed(self.train, kept={"crossfit"})] if name]
+        idle += [
+            f"train.{name}" for name in [changed(self.train, kept={"crossfit", "mlflow"})] if name
+        ]
         idle += [
             f"split.balance={name}" for name in self.split.balance if name in ("tissue", "stain")
         ]

@@ -105,7 +105,8 @@ class Split(Section):
     """Times that ``kfold`` is dealt anew. A run trains and tests one repeat: for more, take
     ``slidewise split`` alone."""
     inner: int | None = Field(None, ge=2)
-    """Folds within each fold of ``kfold``, for your own selection: ``split_inner.csv``."""
+    """Folds within each fold of ``kfold``, for ``select`` or a loop of your own:
+    ``split_inner.csv``."""
     val_share: float = Field(0.2, gt=0, lt=1)
     """Share of a fold's non-test slides that validate."""
     ratios: tuple[float, float, float] = (0.7, 0.15, 0.15)
@@ -123,7 +124,8 @@ class Split(Section):
     """What counts where the slides of a patient differ in label: each its own, the commonest for
     all, the highest for all, or nothing until the table is corrected."""
     label_order: tuple[str, ...] | None = None
-    """Classes from lowest to highest, for ``max`` and ties of ``majority``; numbers need none."""
+    """Classes from lowest to highest, for ``max``, ties of ``majority`` (numbers need none), and a
+    quadratic kappa in the evaluation."""
     seed: int = 0
     """Seed of the search."""
 

@@ -27,7 +27,7 @@ from mil.encoders.inference import Reader, fast
 from mil.encoders.weights import origin_digest
 from mil.features.cohort import MATRIX
 from mil.pixels import Tiles
-from mil.prepare import EMBEDDING, Progress, data_root, read_tiles, scanned_table
+from mil.prepare import EMBEDDING, Advance, Progress, bar, data_root, read_tiles, scanned_table
 from splits.artifacts import (
     atomic,
     digest,
@@ -136,6 +136,7 @@ def features(
     say: Say,
     card: dict[str, Any],
     digests: dict[str, str],
+    progress: Progress | None = None,
 ) -> None:
     """``features/fold<key>.npy`` and its entry in ``meta.json``; does nothing where current.
 
@@ -152,6 +153,7 @@ def features(
         card: Encoder card; its ``slides_seen`` is what protects the aggregators.
         digests: Of the encoder and its input; equal digests mean equal features, so folds that
             share a frozen encoder share one file (a hard link where the disk allows it).
+        progress: Shows the tiles that are encoded, by all processes.
     """
     path = _file(run, key)
     same = [k for k in _meta(run) if are_current(run, k, digests)]
@@ -171,7 +173,8 @@ def features(
     fabric.barrier()
     embedder = reader(encoder, config, fabric, say)
     blocks = _embeddings(embedder, tiles, mine, config.compute.encode_batch)
-    write_rows(partial, mine.start, blocks)
+    advance = bar(progress, f"features of fold {key}, tiles", len(tiles))
+    write_rows(partial, mine.start, _counted(blocks, lambda n: advance(n * n_ranks)))
     fabric.barrier()
     if fabric.is_global_zero:
         open_features(partial, n_tiles=len(tiles))  # reads every value once
@@ -273,6 +276,12 @@ def _embeddings(read: Reader, tiles: Tiles, rows: range, batch: int) -> Iterator
         block = torch.from_numpy(np.array(tiles[start : min(start + batch, rows.stop)]))
         with memory("compute.encode_batch"):
             yield read(block).float().cpu().numpy()
+
+
+def _counted(blocks: Iterator[Features], advance: Advance) -> Iterator[Features]:
+    for block in blocks:
+        yield block
+        advance(len(block))
 
 
 def _enter(run: Path, key: str, card: Mapping[str, Any], digests: Mapping[str, str]) -> None:

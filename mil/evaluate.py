@@ -10,16 +10,18 @@ The labels of test slides are behind a seal (:mod:`mil.seal`), which counts ever
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from mil import beside, reliability, selection, statistics
+from mil.paired import compare
 from mil.predictions import (
     SLIDES,
     UNTRAINED,
@@ -36,19 +38,17 @@ from mil.predictions import (
     slide_cohort,
     tested_folds,
 )
+from mil.scores import Scores, score, undefined_draws
 from mil.seal import open_test_labels
 from splits.artifacts import digest, read_json, read_table, write_json
 from splits.errors import InputError, unknown
 
 __all__ = [
-    "PAIRED_METRICS",
     "UNTRAINED",
     "evaluate",
     "flipped",
     "rival",
 ]
-
-PAIRED_METRICS: Final = ("accuracy", "balanced_accuracy", "auroc")
 
 
 def evaluate(
@@ -56,17 +56,21 @@ def evaluate(
     *,
     n_draws: int = 2000,
     seed: int = 0,
+    cluster: Literal["patient", "site"] = "patient",
+    interval: statistics.Method = "bca",
+    order: Sequence[str] | None = None,
     level: float = 0.9,
     digests: Mapping[str, str] | None = None,
     cautions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score the predictions of a run against the labels of its test slides: one look.
 
-    Reads ``tiles.parquet``, the split, ``predictions.parquet``, ``tile_predictions.parquet``
-    and, where there is one, ``attention.parquet``. Writes ``metrics.json``, one entry to
-    ``seal.json``, ``calibration.json`` and ``answers.parquet``, and the files of
-    :func:`mil.beside.write`. What limits the numbers (few patients, a class without slides) is
-    said in a :class:`UserWarning` each.
+    Reads ``tiles.parquet`` (or ``slides.parquet``, with predictions of another tool), the split,
+    ``predictions.parquet``, ``tile_predictions.parquet`` and, where there is one,
+    ``attention.parquet``. Writes ``metrics.json``, one entry to ``seal.json``,
+    ``calibration.json`` and ``answers.parquet``, the files of :func:`mil.beside.write` and of
+    :func:`mil.selection.write`. What limits the numbers (few patients, a class without slides) is
+    in ``cautions``, and said in a :class:`UserWarning` each.
 
     A tile is scored against the label of its slide, which is what the encoder was trained on.
 
@@ -74,6 +78,9 @@ def evaluate(
         run: The run folder.
         n_draws: Bootstrap draws.
         seed: Seed of the draws; the result does not depend on the order of rows.
+        cluster: What is drawn: whole patients, or whole sites.
+        interval: ``"bca"`` shifts intervals for skewness, ``"percentile"`` does not.
+        order: Classes from lowest to highest, if they have an order: then there is a kappa.
         level: Of the conformal sets (:mod:`mil.reliability`).
         digests: What the outputs are made from; by default the content of the predictions and
             these settings.
@@ -84,91 +91,101 @@ def evaluate(
 
     Raises:
         InputError: A table is missing or malformed, a test slide has no prediction or more than
-            one for a method, a fold or a label disagrees with the split or the tile table.
+            one for a method, a fold or a label disagrees with the split or the tile table, sites
+            are to be drawn and a test slide has none, or ``order`` does not name every class.
     """
     if n_draws < 1:
         message = f"n_draws is {n_draws}: at least 1 is needed"
         raise InputError(message)
-    # Predictions of another tool have a slide table, and perhaps no word on tiles.
-    foreign = (run / SLIDES).exists()
-    table = None if foreign else read_table(run / "tiles.parquet")
-    folds = tested_folds(run)
-    predictions = read_slides(run / "predictions.parquet")
-    validation = read_validation(run / "predictions.parquet")
-    tiles_path = run / "tile_predictions.parquet"
-    tile_rows = None if foreign and not tiles_path.exists() else read_tiles(tiles_path)
-    attention_path = run / "attention.parquet"
-    attention = read_attention(attention_path) if attention_path.exists() else None
-    classes, methods = class_names(predictions), method_names(predictions)
-    if tile_rows is not None and sorted(classes) != sorted(class_names(tile_rows)):
-        message = f"{run}: predictions.parquet and tile_predictions.parquet differ in classes"
-        raise InputError(message)
-    for method in methods:
-        rows = predictions[predictions["method"] == method]
-        check_coverage(rows, folds, f"predictions.parquet, method {method!r}")
-    if tile_rows is not None:
-        check_coverage(tile_rows, folds, "tile_predictions.parquet")
-    for name, rows in (("tile_predictions", tile_rows), ("attention", attention)):
-        if rows is not None and table is not None:
-            check_tiles(rows, table, f"{name}.parquet")
+    given = _read(run)
+    places = None if order is None else _places(order, given.classes)
+    clusters = _clusters(slide_cohort(run), given.folds, cluster)
 
-    labels = open_test_labels(run, predictions, "evaluate")
-    if tile_rows is not None:
-        check_labels(tile_rows, labels, "tile_predictions.parquet")
-    cohort = slide_cohort(run).set_index("slide_id")
-    patients = cohort["patient_id"]
-    score = partial(_score, labels, patients, classes, n_draws=n_draws, seed=seed)
-    scored = {method: score(predictions[predictions["method"] == method]) for method in methods}
-    clusters = patients[labels.index].to_numpy(dtype=object)
-    caveats = statistics.caveats(_indices(labels, classes), clusters, classes)
+    labels = open_test_labels(run, given.predictions, "evaluate")
+    if given.tile_rows is not None:
+        check_labels(given.tile_rows, labels, "tile_predictions.parquet")
+    scores_of = partial(
+        _score, labels, clusters, given.classes, n_draws=n_draws, seed=seed, order=places
+    )
+    by_method = dict(list(given.predictions.groupby("method")))
+    methods = method_names(given.predictions)
+    scored = {method: scores_of(by_method[method]) for method in methods}
+    tile = None if given.tile_rows is None else scores_of(given.tile_rows)
+    truth = _indices(labels, given.classes)
+    drawn = clusters[labels.index].to_numpy(dtype=object)
+    caveats = [
+        *statistics.caveats(truth, drawn, given.classes, cluster),
+        *undefined_draws({"tiles": tile, **scored}, given.classes),
+    ]
     for caveat in caveats:
         warnings.warn(caveat, stacklevel=2)
 
-    compared = rival(methods, attention)
-    tested = cohort.loc[labels.index]
+    compared = rival(methods, given.attention)
+    cohort = slide_cohort(run).set_index("slide_id").loc[labels.index]
     result = {
         "n": {
-            "tiles": None if tile_rows is None else len(tile_rows),
-            "slides": len(tested),
-            "patients": int(tested["patient_id"].nunique()),
-            "sites": int(tested["site_id"].nunique()),
+            "tiles": None if given.tile_rows is None else len(given.tile_rows),
+            "slides": len(cohort),
+            "patients": int(cohort["patient_id"].nunique()),
+            "sites": int(cohort["site_id"].nunique()),
         },
-        "classes": classes,
-        "tile": None if tile_rows is None else _summary(*score(tile_rows)),
-        "slide": {method: _summary(*scored[method]) for method in methods},
-        "paired": _compare(scored, methods),
-        "flips": None if compared is None else len(flipped(predictions, "vote", compared)),
-        "looks": read_json(run / "seal.json")["looks"],
+        "classes": given.classes,
+        "tile": None if tile is None else _described(tile.overall, interval),
+        "slide": {name: _described(scored[name].overall, interval) for name in methods},
+        "per_class": {
+            "tile": None if tile is None else _by_class(tile, given, given.tile_rows, interval),
+            "slide": {
+                name: _by_class(scored[name], given, by_method[name], interval) for name in methods
+            },
+        },
+        "paired": compare(
+            scored,
+            {name: _right(rows) for name, rows in by_method.items()},
+            {name: _probabilities(rows, given.classes) for name, rows in by_method.items()},
+            truth,
+            drawn,
+        ),
+        "interval": {
+            "method": interval,
+            "level": statistics.LEVEL,
+            "cluster": cluster,
+            "n_clusters": len(set(drawn)),
+            "n_draws": n_draws,
+        },
         "cautions": [*caveats, *cautions],
+        "flips": None if compared is None else len(flipped(given.predictions, "vote", compared)),
+        "looks": read_json(run / "seal.json")["looks"],
     }
     if digests is None:
-        settings = {"n_draws": n_draws, "seed": seed, "level": level}
-        digests = {"predictions": content_digest(predictions), "config": digest(settings)}
+        settings = {
+            "n_draws": n_draws,
+            "seed": seed,
+            "cluster": cluster,
+            "interval": interval,
+            "order": None if order is None else list(order),
+            "level": level,
+        }
+        digests = {"predictions": content_digest(given.predictions), "config": digest(settings)}
+    drawing = {"labels": labels, "n_draws": n_draws, "seed": seed, "digests": digests}
     reliability.write(
         run,
-        predictions=predictions,
-        validation=validation,
-        labels=labels,
-        patients=patients,
-        classes=classes,
+        predictions=given.predictions,
+        validation=given.validation,
+        patients=slide_cohort(run).set_index("slide_id")["patient_id"],
+        classes=given.classes,
         level=level,
-        n_draws=n_draws,
-        seed=seed,
-        digests=digests,
+        **drawing,
     )
     beside.write(
         run,
-        predictions=predictions,
-        tile_rows=tile_rows,
-        attention=attention,
-        labels=labels,
-        patients=patients,
+        predictions=given.predictions,
+        tile_rows=given.tile_rows,
+        attention=given.attention,
+        patients=clusters,
         rival=compared,
-        n_draws=n_draws,
-        seed=seed,
-        digests=digests,
+        **drawing,
     )
-    selection.write(run, predictions, labels, classes, digests)
+    selection.write(run, given.predictions, labels, given.classes, digests)
     write_json(run / "metrics.json", result, digests)
     return result
 
@@ -207,7 +224,68 @@ def flipped(predictions: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     return both[differ].sort_values("slide_id").reset_index(drop=True)
 
 
-Scored = tuple[dict[str, float | None], dict[str, npt.NDArray[np.float64]]]
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """The tables of a run, checked against its split; nothing here is a test label."""
+
+    folds: Mapping[str, int]
+    predictions: pd.DataFrame
+    validation: pd.DataFrame | None
+    tile_rows: pd.DataFrame | None
+    attention: pd.DataFrame | None
+    classes: list[str]
+
+
+def _read(run: Path) -> _Given:
+    """Read and check before the seal is broken, so that a faulty table costs no look."""
+    # Predictions of another tool have a slide table, and perhaps no word on tiles.
+    foreign = (run / SLIDES).exists()
+    table = None if foreign else read_table(run / "tiles.parquet")
+    folds = tested_folds(run)
+    predictions = read_slides(run / "predictions.parquet")
+    validation = read_validation(run / "predictions.parquet")
+    tiles_path = run / "tile_predictions.parquet"
+    tile_rows = None if foreign and not tiles_path.exists() else read_tiles(tiles_path)
+    attention_path = run / "attention.parquet"
+    attention = read_attention(attention_path) if attention_path.exists() else None
+    classes = class_names(predictions)
+    if tile_rows is not None and sorted(classes) != sorted(class_names(tile_rows)):
+        message = f"{run}: predictions.parquet and tile_predictions.parquet differ in classes"
+        raise InputError(message)
+    for method, rows in predictions.groupby("method"):
+        check_coverage(rows, folds, f"predictions.parquet, method {method!r}")
+    if tile_rows is not None:
+        check_coverage(tile_rows, folds, "tile_predictions.parquet")
+    for name, rows in (("tile_predictions", tile_rows), ("attention", attention)):
+        if rows is not None and table is not None:
+            check_tiles(rows, table, f"{name}.parquet")
+    return _Given(folds, predictions, validation, tile_rows, attention, classes)
+
+
+def _clusters(cohort: pd.DataFrame, tested: Collection[str], cluster: str) -> pd.Series:
+    """Patient or site of every slide."""
+    found = cohort.set_index("slide_id")[f"{cluster}_id"]
+    unknown_ones = sorted(found.index[found.isna() & found.index.isin(list(tested))])
+    if unknown_ones:
+        message = (
+            f"evaluate.cluster={cluster}: {len(unknown_ones)} of {len(tested)} test slides have no "
+            f"{cluster}_id, the first is {unknown_ones[0]!r}: name it in a manifest, or set "
+            "evaluate.cluster=patient"
+        )
+        raise InputError(message)
+    return found
+
+
+def _places(order: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Classes from lowest to highest, as indices."""
+    missing = [name for name in classes if name not in order]
+    if missing:
+        message = (
+            f"the order of the classes is {', '.join(map(repr, order))}: it lacks "
+            f"{', '.join(map(repr, missing))} (split.label_order)"
+        )
+        raise InputError(message)
+    return [classes.index(name) for name in order if name in classes]
 
 
 def _indices(names: pd.Series, classes: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -215,48 +293,48 @@ def _indices(names: pd.Series, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.asarray(found, dtype=np.int64)
 
 
+def _probabilities(rows: pd.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.float64]:
+    values = rows[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
+    return np.asarray(values / values.sum(axis=1, keepdims=True))  # stored as float32
+
+
+def _right(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    return np.asarray(rows["predicted"] == rows["label"], dtype=np.bool_)
+
+
 def _score(
     labels: pd.Series,
-    patients: pd.Series,
+    clusters: pd.Series,
     classes: Sequence[str],
     rows: pd.DataFrame,
     *,
     n_draws: int,
     seed: int,
-) -> Scored:
-    """Point values and bootstrap draws of rows that are sorted by their id."""
-    truth = _indices(labels[rows["slide_id"]], classes)
-    predicted = _indices(rows["predicted"], classes)
-    probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)  # stored as float32
-    clusters = patients[rows["slide_id"]].to_numpy(dtype=object)
-    draws = statistics.bootstrap(
-        truth, predicted, probabilities, clusters, n_draws=n_draws, seed=seed
+    order: Sequence[int] | None,
+) -> Scores:
+    """Scores of rows that are sorted by their id."""
+    return score(
+        _indices(labels[rows["slide_id"]], classes),
+        _indices(rows["predicted"], classes),
+        _probabilities(rows, classes),
+        clusters[rows["slide_id"]].to_numpy(dtype=object),
+        n_draws=n_draws,
+        seed=seed,
+        order=order,
     )
-    return statistics.point(truth, predicted, probabilities), draws
 
 
-def _summary(
-    values: Mapping[str, float | None], draws: Mapping[str, npt.NDArray[np.float64]]
+def _described(
+    estimates: Mapping[str, statistics.Estimate], interval: statistics.Method
 ) -> dict[str, dict[str, float | None]]:
-    summary: dict[str, dict[str, float | None]] = {}
-    for metric in statistics.METRICS:
-        low, high = statistics.interval(draws[metric]) if metric in draws else (None, None)
-        summary[metric] = {"value": values[metric], "ci_low": low, "ci_high": high}
-    return summary
+    return {name: estimate.describe(interval) for name, estimate in estimates.items()}
 
 
-def _compare(scored: Mapping[str, Scored], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Every other method against the vote, which needs no training."""
-    rows: list[dict[str, Any]] = []
-    for method in methods if "vote" in methods else ():
-        if method == "vote":
-            continue
-        (values_a, draws_a), (values_b, draws_b) = scored[method], scored["vote"]
-        for metric in PAIRED_METRICS:
-            a, b = values_a[metric], values_b[metric]
-            row: dict[str, Any] = dict.fromkeys(("difference", "ci_low", "ci_high", "p"))
-            if a is not None and b is not None:
-                row = dict(statistics.paired(draws_a[metric], draws_b[metric], a - b))
-            rows.append({"a": method, "b": "vote", "metric": metric, **row})
-    return rows
+def _by_class(
+    scores: Scores, given: _Given, rows: pd.DataFrame, interval: statistics.Method
+) -> dict[str, dict[str, Any]]:
+    counts = rows["label"].value_counts()
+    return {
+        name: {"n": int(counts.get(name, 0)), **_described(estimates, interval)}
+        for name, estimates in zip(given.classes, scores.by_class, strict=True)
+    }

@@ -110,7 +110,8 @@ def evidence(
     if perturbation.empty:
         return None
     methods: dict[str, Any] = {}
-    given = _Given(labels, patients, {"n_draws": n_draws, "seed": seed})
+    controlled = bool((perturbation["labels"] == "shuffled").any())
+    given = _Given(labels, patients, {"n_draws": n_draws, "seed": seed}, controlled)
     for method, rows in perturbation.groupby("method"):
         pairs = agreement[agreement["method"] == method]
         methods[str(method)] = {
@@ -133,6 +134,7 @@ class _Given(NamedTuple):
     labels: pd.Series
     patients: pd.Series
     draws: dict[str, int]
+    controlled: bool
 
     def means(self, values: pd.DataFrame) -> Means:
         return means(values, self.labels, self.patients, **self.draws)
@@ -156,7 +158,9 @@ def _of_measure(
         found["agreement"] = {**members, "n_members": int(n_members)}
     control = rows[rows["labels"] == "shuffled"]
     if control.empty:
-        found["shuffled"] = {"note": "not trained: set evidence.shuffled_control=true"}
+        found["shuffled"] = {"note": "no control was trained: set evidence.shuffled_control=true"}
+        if given.controlled:
+            found["shuffled"]["note"] = "no control of its own: see the method that was selected"
         return found
     method = str(rows["method"].iloc[0])
     located = None
@@ -230,14 +234,23 @@ def _verdict(difference: Summary) -> str:
 
 
 def _agreement(pairs: pd.DataFrame, given: _Given) -> Summary | None:
-    """Mean rank correlation within a slide over pairs of models; None without pairs.
+    """How alike two models weigh the tiles of a slide, a mean over pairs; None without pairs.
 
-    Slides of fewer than three tiles, or with equal weights for all of them, do not count.
+    The rank correlation counts all tiles alike, the overlap only the highest tenth; slides of fewer
+    than three tiles count for neither, and those of equal weights not for the first.
     """
+    pairs = pairs[pairs["n_tiles"] >= 3]
     if pairs.empty:
         return None
-    by_slide = pairs.groupby("slide_id")[["spearman"]].mean()
-    return {**given.means(by_slide).summary(), "n_slides": int(by_slide["spearman"].count())}
+    highest = np.ceil(pairs["n_tiles"] / 10) / pairs["n_tiles"]
+    columns = ["spearman", "overlap", "chance"]
+    by_slide = pairs.assign(chance=highest).groupby("slide_id")[columns].mean()
+    found = given.means(by_slide)
+    return {
+        **found.summary(0),
+        "n_slides": int(by_slide["spearman"].count()),
+        "top_tenth": {**found.summary(1), "chance": float(by_slide["chance"].mean())},
+    }
 
 
 def localisation(

@@ -161,6 +161,7 @@ def fit(
     lower: str,
     tensorboard: bool = False,
     after_epoch: Callable[[str], object] | None = None,
+    advance: Callable[[float], object] | None = None,
 ) -> None:
     """Train ``model`` in place and leave it (or what is kept of it) with the best epoch's weights.
 
@@ -185,6 +186,8 @@ def fit(
         lower: The settings to lower where memory does not suffice.
         tensorboard: Write the log as TensorBoard events, too.
         after_epoch: Called with one line a finished epoch.
+        advance: Called with the share of an epoch that is done, ``budget.epochs`` in sum: what an
+            earlier call has done counts at once, and so do epochs that are not needed.
 
     Raises:
         InputError: The loss is not finite (the batch and its slides are named), or memory does not
@@ -192,8 +195,10 @@ def fit(
     """
     kept = model if kept is None else kept
     weights = folder / "model.safetensors"
+    advance = _nobody if advance is None else advance
     if is_finished(folder, digests):
         load_weights(kept, weights)
+        advance(budget.epochs)
         return
     torch.manual_seed(derive(seed, "start"))
     schedule = SCHEDULES.create(
@@ -212,10 +217,12 @@ def fit(
     saver = Saver(checkpoint, model, optimizer, digests)
     fabric.barrier()  # nobody writes before everybody has read
     first = min(int(budget.burn_in * budget.epochs), budget.epochs - 1)
+    advance(len(done.log))
     while len(done.log) < budget.epochs and not _out_of_patience(done.log, budget.patience):
         epoch, log = len(done.log), done.log
         began = time.perf_counter()
         of_epoch = batches(epoch, done.step)
+        advance(done.step / of_epoch.n)
         wrapped.train()
         for batch in of_epoch.stream:
             torch.manual_seed(derive(seed, "step", epoch, done.step, fabric.global_rank))
@@ -231,6 +238,7 @@ def fit(
                 raise _diverged(folder, reduced, epoch, done.step, batch, budget.lr)
             optimizer.step()
             done.step, done.total = done.step + 1, done.total + reduced
+            advance(1 / of_epoch.n)
             if fabric.is_global_zero:
                 saver.maybe(done)
         wrapped.eval()
@@ -265,12 +273,17 @@ def fit(
                 _write_events(folder / "tensorboard", log[-1])
         if after_epoch is not None:
             after_epoch(f"epoch {epoch + 1}/{budget.epochs} val_loss {scores['val_loss']:.3f}")
+    advance(budget.epochs - len(done.log))
     if fabric.is_global_zero:
         saver.save(done)
         chosen = [row["epoch"] for row in done.log if row["best"]][-1]
         write_json(folder / "card.json", {**card, "chosen_epoch": chosen}, digests)
     fabric.barrier()
     load_weights(kept, weights)
+
+
+def _nobody(_: float) -> None:
+    """Nobody looks at the progress."""
 
 
 def _merit(scores: Mapping[str, float], criterion: str) -> tuple[float, float]:

@@ -8,6 +8,7 @@ come out; :mod:`mil.beside` and :mod:`mil.evidence` make numbers of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,7 @@ from mil.models import (
     shuffled_home,
 )
 from mil.pieces import Bag, Piece, bag_of, groups, offsets, removals, subsets
+from mil.prepare import Progress, bar
 from mil.seeds import derive
 from splits.artifacts import digest, digests_of, is_current, write_table
 
@@ -45,14 +47,14 @@ _FORM: Final = 1
 _TABLES: Final = ("tiles_seen", "agreement", "shuffled_attention", "perturbation")
 _COLUMNS: Final = {
     "perturbation": "slide_id fold method labels order repeat end share n_removed predicted p",
-    "agreement": "slide_id fold method measure a b spearman",
+    "agreement": "slide_id fold method measure a b n_tiles spearman overlap",
     "shuffled_attention": "tile_id slide_id fold part method attention",
 }
 
 Rows = npt.NDArray[np.int64]
 
 
-def perturb_run(run: Path, config: Config) -> None:
+def perturb_run(run: Path, config: Config, progress: Progress | None = None) -> None:
     """Ask the models of every fold about its test slides with tiles taken away.
 
     Writes ``tiles_seen.parquet`` (answers from 1, 2, 4, ... tiles), ``perturbation.parquet``
@@ -80,6 +82,7 @@ def perturb_run(run: Path, config: Config) -> None:
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
     folds = [(fold, _packed(fold, config)) for fold in folds_of(run, config)]
     drawn = _drawn([name for _, packed in folds for name in packed.slides["test"]], config)
+    advance = bar(progress, "tiles taken away, slides", len(drawn))
     for fold, packed in folds:
         features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
         models = Models.load(run, config, fold.number, fold.classes)
@@ -93,6 +96,7 @@ def perturb_run(run: Path, config: Config) -> None:
             asking = _Asking(fold, models, controls, batch, config, quality, drawn)
             for name, found in asking.tables():
                 tables[name].append(found)
+            advance(len(drawn.intersection(batch.slide_ids)))
     for name in _TABLES:
         if name == "shuffled_attention" and not settings.shuffled_control:
             (run / f"{name}.parquet").unlink(missing_ok=True)
@@ -277,13 +281,7 @@ class _Asking:
         rows, names = [], list(voices)
         for bag in self._drawn if len(names) > 1 else ():
             winner = int(said.votes.predicted[self._place[bag.name]])
-            ranks = {
-                name: {
-                    measure: rankdata(score)
-                    for measure, score in self._measures(bag, voice, winner).items()
-                }
-                for name, voice in voices.items()
-            }
+            scores = {name: self._measures(bag, voice, winner) for name, voice in voices.items()}
             rows += [
                 {
                     "bag": bag.name,
@@ -292,11 +290,13 @@ class _Asking:
                     "measure": measure,
                     "a": a,
                     "b": b,
-                    "spearman": _correlation(ranks[a][measure], ranks[b][measure]),
+                    "n_tiles": bag.n_tiles,
+                    "spearman": _correlation(scores[a][measure], scores[b][measure]),
+                    "overlap": _overlap(bag, scores[a][measure], scores[b][measure]),
                 }
                 for i, a in enumerate(names)
                 for b in names[i + 1 :]
-                for measure in ranks[a]
+                for measure in scores[a]
             ]
         return self._by_slide(pd.DataFrame(rows)) if rows else pd.DataFrame()
 
@@ -335,7 +335,13 @@ class _Asking:
 
 
 def _correlation(a: Matrix, b: Matrix) -> float:
-    """Spearman's rank correlation from ranks; NaN for fewer than 3 tiles or where all are equal."""
+    """Spearman's rank correlation; NaN for fewer than 3 tiles or where all are equal."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def _overlap(bag: Bag, a: Matrix, b: Matrix) -> float:
+    """Share of the highest tenth of the tiles, rounded up, that both have in common."""
+    n = math.ceil(bag.n_tiles / 10)
+    return len(np.intersect1d(bag.ordered(a)[:n], bag.ordered(b)[:n])) / n

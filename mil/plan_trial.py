@@ -76,7 +76,8 @@ class Trial:
         self.right = self.ranks < self.p[test.label]
         self._start = np.searchsorted(test.patient, np.arange(test.n_patients))
         draws = statistics.draw_clusters(test.label, test.patient, n_draws=n_draws, seed=seed)
-        self._weights = np.concatenate([block.astype(np.float32) for block in draws])
+        self._weights = np.concatenate(list(draws))
+        self._df = statistics.degrees(test.label, test.patient)
         self._set_variance(expected.correlation)
         self._set_discordance(expected.discordance)
 
@@ -115,14 +116,18 @@ class Trial:
 
     def _draws(self, values: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> FloatArray:
         """Bootstrap draws of ``sum of values / sum of sizes``: ``(n_draws, n_cohorts)``."""
-        sums = np.add.reduceat(values.astype(np.float32), self._start, axis=1)
-        weight = np.add.reduceat(sizes.astype(np.float32), self._start)
-        total = (self._weights @ sums.T).astype(np.float64)  # whole numbers: float32 is exact
-        return np.asarray(total / (self._weights @ weight)[:, None], dtype=np.float64)
+        sums = np.add.reduceat(values.astype(np.float64), self._start, axis=1)
+        weight = np.add.reduceat(sizes.astype(np.float64), self._start)
+        return np.asarray((self._weights @ sums.T) / (self._weights @ weight)[:, None])
 
     def _intervals(self, values: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> FloatArray:
-        draws = self._draws(values, sizes)
-        return np.array([statistics.interval(column, LEVEL) for column in draws.T])
+        return statistics.ratio_intervals(
+            np.add.reduceat(values.astype(np.float64), self._start, axis=1).T,
+            np.add.reduceat(sizes.astype(np.float64), self._start),
+            self._draws(values, sizes),
+            self.test.label,
+            self.test.patient,
+        )
 
     def intervals(self) -> FloatArray:
         """Interval of the accuracy in every simulated cohort, ``(n_cohorts, 2)``."""
@@ -161,7 +166,7 @@ class Trial:
         """Share of the cohorts in which the paired test finds this difference."""
         draws = self._draws(self.preferred(difference), np.ones(self.test.n_slides))
         zero = np.zeros(len(draws))
-        tests = [statistics.paired(column, zero, difference)["p"] for column in draws.T]
+        tests = [statistics.paired(column, zero, difference, self._df)["p"] for column in draws.T]
         return float(np.mean(np.array(tests) <= 1 - LEVEL))
 
     def precision(self) -> Precision:

@@ -17,6 +17,7 @@ from mil.cohort import Fold, folds_of, label_names, positions_of
 from mil.config import Config
 from mil.data.bags import Bags, Batch
 from mil.models import Matrix, Models, Said, weights_digests
+from mil.prepare import Progress, bar
 from splits.artifacts import digest, digests_of, is_current, write_table
 
 __all__ = ["made_from", "predict_run"]
@@ -26,7 +27,7 @@ _ATTENTION = [*_TILE, "attention"]
 _SCORES = [*_TILE, "class", "attention", "contribution"]
 
 
-def predict_run(run: Path, config: Config) -> None:
+def predict_run(run: Path, config: Config, progress: Progress | None = None) -> None:
     """Predict validation and test slides of every fold with that fold's models.
 
     Writes ``predictions.parquet``, ``tile_predictions.parquet``, ``attention.parquet`` and
@@ -42,6 +43,8 @@ def predict_run(run: Path, config: Config) -> None:
     if is_current(run / "attention.parquet", digests):
         return
     tables, placed = _Tables(label_names(run)), None
+    n_slides = sum(len(fold.slides[part]) for fold in folds for part in ("val", "test"))
+    advance = bar(progress, "predictions, slides", n_slides)
     for fold in folds:
         features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
         packed = fold.of_patients() if config.mil.bags == "patient" else fold
@@ -59,6 +62,7 @@ def predict_run(run: Path, config: Config) -> None:
                     quality=None if quality is None else quality[rows],
                 )
                 tables.add(fold, part, batch, models.tiles(batch.x), said)
+                advance(len(set(fold.slide_of[rows])))
     tables.warn()
     for name, table in tables.concatenated():
         write_table(run / f"{name}.parquet", table, digests)

@@ -43,7 +43,9 @@ from splits.scan import scan as scan_folder
 
 __all__ = [
     "EMBEDDING",
+    "Advance",
     "Progress",
+    "bar",
     "data_root",
     "export",
     "identify",
@@ -60,7 +62,17 @@ __all__ = [
 EMBEDDING = Path("cache", "embedding.npz")
 """What ``identity.embedding=encoder`` says of every scanned tile, in a run folder."""
 _CONTENT_TABLES = ("links.parquet", "layout.parquet")
-Progress = Callable[[str, int], Callable[[int], object]]
+Advance = Callable[[float], object]
+Progress = Callable[[str, int], Advance]
+
+
+def bar(progress: Progress | None, name: str, total: int) -> Advance:
+    """Begin a bar of ``total`` steps; without somebody to show it, nothing comes of it."""
+    return _unseen if progress is None else progress(name, total)
+
+
+def _unseen(_: float) -> None:
+    """Nobody looks."""
 
 
 def data_root(run: Path, config: Config) -> Path:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import balanced_accuracy_score
 
-from mil import statistics
+from mil import metrics, statistics
 from mil.calibration import (
     FloatArray,
     IntArray,
@@ -214,7 +214,7 @@ class _Test:
         The bootstrap adds noise to every bin and the error is a sum of absolute values, so an
         interval of it would lie above the value.
         """
-        error = statistics.calibration_error(self.truth, self.predicted, probabilities)
+        error = metrics.calibration_error(self.truth, self.predicted, probabilities)
         return {
             **{name: self.of_rows(each) for name, each in self._each(probabilities).items()},
             "ece": {"value": error, "ci_low": None, "ci_high": None},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric import Fabric
 
@@ -17,6 +18,7 @@ from mil import (
     report,
     settings,
     tissue,
+    tracking,
     train,
 )
 from mil.config import Config, Data, Encoder, Split, Train
@@ -96,9 +98,9 @@ def _train(
         return seen
 
     def aggregators() -> None:
-        train.aggregators(path, config, say)
-        predict.predict_run(path, config)
-        perturb.perturb_run(path, config)
+        train.aggregators(path, config, say, progress)
+        predict.predict_run(path, config, progress)
+        perturb.perturb_run(path, config, progress)
 
     made = devices.first(fabric, pixels_first)
     said = say if fabric.is_global_zero else _silent
@@ -106,13 +108,17 @@ def _train(
     with devices.said_once(fabric):
         if made is None and config.data.features is None:
             made = pixels(path, config)
-        train.encoders(path, config, made, fabric, said)
+        shown = progress if fabric.is_global_zero else None
+        train.encoders(path, config, made, fabric, said, shown)
     devices.first(fabric, aggregators)
 
 
 def _judge(path: Path, config: Config) -> Path:
     evaluate_run(path, config)
-    return report_run(path, config)
+    page = report_run(path, config)
+    if config.train.mlflow is not None:
+        tracking.track(path, config, config.train.mlflow)
+    return page
 
 
 def _silent(_: str) -> None:
@@ -121,20 +127,26 @@ def _silent(_: str) -> None:
 
 def evaluate_run(path: Path, config: Config) -> None:
     """``metrics.json``; a second look at the same predictions is not taken."""
-    n_draws, seed, level = config.evaluate.bootstrap, config.seed, config.evaluate.level
+    settings: dict[str, Any] = {
+        "n_draws": config.evaluate.bootstrap,
+        "seed": config.seed,
+        "cluster": config.evaluate.cluster,
+        "interval": config.evaluate.interval,
+        "order": config.split.label_order,
+        "level": config.evaluate.level,
+    }
     digests = {
         **digests_of(path / "predictions.parquet"),
         "perturbation": digest(digests_of(path / "perturbation.parquet")),
-        "evaluate": digest([n_draws, seed, level]),
+        "evaluate": digest(settings),
     }
     if not is_current(path / "metrics.json", digests):
-        evaluate.evaluate(path, n_draws=n_draws, seed=seed, level=level, digests=digests)
+        evaluate.evaluate(path, **settings, digests=digests)
 
 
-def report_run(path: Path, config: Config | None) -> Path:
-    """``report.html`` from the tables of the run; without a config there are no tiles to show."""
-    reader = None if config is None else prepare.tile_reader(path, config)
-    return report.build(path, read_tile=reader)
+def report_run(path: Path, config: Config) -> Path:
+    """``report.html`` from the tables of the run."""
+    return report.build(path, read_tile=prepare.tile_reader(path, config))
 
 
 def demo_config() -> Config:

@@ -26,6 +26,7 @@ from mil.cohort import Fold, positions_of
 from mil.config import Candidate, Config, Select
 from mil.data.bags import Bags
 from mil.models import folder_of, new_aggregator, said_together, voted
+from mil.prepare import Advance
 from mil.selection import RULE, SELECTED, chosen, decide, record_of, score
 from splits import split as splitting
 from splits.artifacts import digest, is_current, write_json
@@ -127,11 +128,17 @@ def folds_within(run: Path, fold: Fold) -> list[Fold]:
 
 
 def choose(
-    run: Path, config: Config, fold: Fold, fabric: Fabric, say: Callable[[str], object]
+    run: Path,
+    config: Config,
+    fold: Fold,
+    fabric: Fabric,
+    say: Callable[[str], object],
+    advance: Advance,
 ) -> None:
     """Compare the candidates within a fold, keep which one won, and train it on the fold.
 
-    Writes ``selection/fold<k>.json``. What is trained already is kept.
+    Writes ``selection/fold<k>.json``. What is trained already is kept. ``advance`` is called with
+    the number of candidates that are done, each inner fold counted.
     """
     select, _ = _asked(config)
     inner = folds_within(run, fold)
@@ -145,10 +152,12 @@ def choose(
         "criterion": select.criterion,
     }
     path = record_of(run, fold.number)
-    if not is_current(path, digests):
+    if is_current(path, digests):
+        advance(len(inner) * len(select.candidates))
+    else:
         columns = []
         for part in inner:
-            columns.append(_scores(run, config, fold, part, fabric))
+            columns.append(_scores(run, config, fold, part, fabric, advance))
             place = f"fold {fold.number}, inner fold {len(columns)} of {len(inner)}"
             say(f"{place}: {len(select.candidates)} candidates compared")
         write_json(path, _record(select, inner, np.array(columns).T), digests)
@@ -169,7 +178,9 @@ def scores_key(part: Fold) -> str:
     return f"{part.key}-scores"
 
 
-def _scores(run: Path, config: Config, fold: Fold, part: Fold, fabric: Fabric) -> list[float]:
+def _scores(
+    run: Path, config: Config, fold: Fold, part: Fold, fabric: Fabric, advance: Advance
+) -> list[float]:
     """The criterion of each candidate on the slides that a fold within holds out."""
     select, _ = _asked(config)
     features, made_from = encode.bag_features(run, config, part)
@@ -192,6 +203,7 @@ def _scores(run: Path, config: Config, fold: Fold, part: Fold, fabric: Fabric) -
             for model, folder in zip(models, folders, strict=True):
                 load_weights(model.eval(), folder / "model.safetensors")
             trained[number] = models
+        advance(1)
     placed = None
     if any(model.takes_positions for models in trained.values() for model in models):
         placed = positions_of(run, part, config.mil.bags)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mil import statistics
+from mil import metrics
 from mil.config import Candidate
 from splits.artifacts import read_json, write_json
 from splits.errors import InputError
@@ -36,12 +36,12 @@ Ints = npt.NDArray[np.int64]
 
 
 def score(criterion: Criterion, labels: Ints, predicted: Ints, probabilities: Floats) -> float:
-    """The criterion on slides that were held out inside; arguments as `mil.statistics.point`.
+    """The criterion on slides that were held out inside; arguments as `mil.metrics.point`.
 
     Raises:
         InputError: It is not defined, because a class has no slide there.
     """
-    value = statistics.point(labels, predicted, probabilities)[criterion]
+    value = metrics.point(labels, predicted, probabilities)[criterion]
     if value is None:
         message = (
             f"select.criterion={criterion} needs slides of every class in each part that is held "
@@ -189,7 +189,7 @@ def _outer(
     """The criterion on the test slides of one fold; None where a class has none there."""
     index = pd.Index(classes, dtype=object)
     probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    return statistics.point(
+    return metrics.point(
         index.get_indexer(labels[rows["slide_id"]]).astype(np.int64),
         index.get_indexer(rows["predicted"]).astype(np.int64),
         probabilities / probabilities.sum(axis=1, keepdims=True),

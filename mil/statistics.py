@@ -1,135 +1,111 @@
-"""Metrics and their intervals: a bootstrap that draws whole patients, with the same draws for all.
+"""Intervals that know their data: whole patients are drawn, with the same draws for every method.
 
 Tiles of a slide and slides of a patient are not independent, so an interval that draws rows is too
-narrow. Here patients are drawn with replacement and bring all their rows along (Davison & Hinkley,
-*Bootstrap Methods and their Application*, 1997, section 3.8; Field & Welsh, *J. R. Stat. Soc. B*
-69, 2007). A draw is a vector of weights, one a patient, so every metric is computed for a whole
-block of draws at once: from sums per patient where it is a function of sums, and from one pass over
-the ranked rows for the area under the curve.
+narrow. Here clusters (patients, or sites) are drawn with replacement and bring all their rows along
+(Davison & Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.8; Field & Welsh,
+*J. R. Stat. Soc. B* 69, 2007). Four things make the interval hold for 30 patients, too; what each
+of them does to the coverage is measured in ``docs/statistics.md``:
 
-Two conventions hold everywhere. Labels and predictions are indices ``0 … n_classes - 1``.
-A macro average needs every class: where a class has no row, ``balanced_accuracy``, ``auroc`` and
-``f1_macro`` are undefined (``None``), never an average over the rest.
+- strata by class, each with one draw less than it has clusters, and weights to match, so that the
+  variance of the draws is not too small (Rao & Wu, *J. Am. Stat. Assoc.* 83, 1988);
+- quantiles of *t* for those of the normal (Hesterberg, *Am. Stat.* 69, 2015), with
+  degrees of freedom that count uneven clusters for what they are worth (:func:`degrees`);
+- a shift for skewness, as in BCa (Efron, *J. Am. Stat. Assoc.* 82, 1987);
+- where every draw gives the same share, 0 or 1, an exact bound instead of no width.
+
+A draw is a vector of weights, one a cluster (:mod:`mil.weighted`). The point values are those of
+:mod:`mil.metrics`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from sklearn import metrics
+from scipy.stats import norm
+from scipy.stats import t as student
 
-from mil.seeds import generator
+from mil.clusters import Clusters, effective
+from mil.metrics import METRICS
+from mil.weighted import Weighted
 
 __all__ = [
-    "METRICS",
+    "LEVEL",
     "MIN_CLUSTERS",
+    "Estimate",
+    "Method",
     "bootstrap",
-    "calibration_error",
     "caveats",
+    "degrees",
     "draw_clusters",
+    "exact",
     "interval",
     "mean_interval",
     "paired",
-    "point",
+    "ratio_intervals",
 ]
 
-METRICS: Final = ("accuracy", "balanced_accuracy", "auroc", "f1_macro", "log_loss", "ece")
+LEVEL: Final = 0.95
 MIN_CLUSTERS: Final = 20
-_N_BINS: Final = 15
-# scikit-learn clips at the same value, so a vote share of 0 for the true class costs 36.04 nats.
-_EPS: Final = float(np.finfo(np.float64).eps)
-_CELLS_PER_BLOCK: Final = 4_000_000
+# An interval over the draws in which a metric is defined leaves out no more than its own tails.
+_MAX_UNDEFINED: Final = 1 - LEVEL
+_EQUAL: Final = 1e-12
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Method = Literal["bca", "percentile"]
+Described = dict[str, float | None]
 
 
-def point(
-    labels: IntArray, predicted: IntArray, probabilities: FloatArray
-) -> dict[str, float | None]:
-    """Value of every metric, from scikit-learn where it has it.
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A value with all that its interval is made from.
 
-    ``auroc`` is the unweighted mean of the one-vs-rest areas (with two classes that of the second,
-    as in scikit-learn), ``log_loss`` is in nats and clips probabilities at 2.2e-16.
-
-    Args:
-        labels: True classes, ``(n,)``.
-        predicted: Predicted classes, ``(n,)``; given apart from the probabilities because ties of
-            a vote are not broken by the smallest index.
-        probabilities: ``(n, n_classes)``, rows sum to 1, ``n_classes >= 2``.
-
-    Returns:
-        Metric to value; ``None`` where a class has no row and the metric averages over classes.
+    Attributes:
+        value: Of :mod:`mil.metrics`; ``None`` if undefined.
+        draws: Bootstrap draws, ``(n_draws,)``; NaN in draws in which it is undefined.
+        acceleration: A sixth of the skewness of the influence of clusters on it.
+        df: Degrees of freedom of its variance.
+        n_effective: For shares and areas: so many independent clusters carry it; else ``None``.
     """
-    n_classes = probabilities.shape[1]
-    classes = np.arange(n_classes)
-    values: dict[str, float | None] = {
-        "accuracy": float(metrics.accuracy_score(labels, predicted)),
-        "balanced_accuracy": None,
-        "auroc": None,
-        "f1_macro": None,
-        "log_loss": float(metrics.log_loss(labels, probabilities, labels=classes)),
-        "ece": calibration_error(labels, predicted, probabilities),
-    }
-    if _has_every_class(labels, n_classes):
-        areas = [
-            metrics.roc_auc_score(labels == k, probabilities[:, k]) for k in _scored(n_classes)
-        ]
-        values["balanced_accuracy"] = float(metrics.balanced_accuracy_score(labels, predicted))
-        values["auroc"] = float(np.mean(areas))
-        values["f1_macro"] = float(
-            metrics.f1_score(labels, predicted, labels=classes, average="macro", zero_division=0)
-        )
-    return values
 
+    value: float | None
+    draws: FloatArray
+    acceleration: float
+    df: float
+    n_effective: float | None
 
-def calibration_error(labels: IntArray, predicted: IntArray, probabilities: FloatArray) -> float:
-    """Expected calibration error over 15 bins of equal width (Guo et al., ICML 2017, equation 3).
+    @property
+    def undefined(self) -> float:
+        """Share of the draws in which the metric is undefined."""
+        return float(np.mean(np.isnan(self.draws)))
 
-    Bins are open below and closed above; the confidence of a row is its largest probability.
-    Arguments are those of :func:`point`.
-    """
-    gaps = _calibration_gaps(labels, predicted, probabilities)
-    return float(np.abs(gaps.sum(axis=0)).sum() / len(labels))
+    @property
+    def often_undefined(self) -> bool:
+        """In more than 5 % of the draws: the others are no interval of it."""
+        return self.value is None or self.undefined > _MAX_UNDEFINED
 
+    def describe(self, method: Method = "bca") -> Described:
+        """``value``, ``ci_low``, ``ci_high``: the ends are ``None`` where there is no interval.
 
-def draw_clusters(
-    labels: IntArray, clusters: npt.NDArray[Any], *, n_draws: int, seed: int, block: int = 256
-) -> Iterator[IntArray]:
-    """Draw whole clusters with replacement, within strata of clusters that hold the same classes.
+        There is none where the value is undefined, or is so in more than 5 % of the draws; and
+        where all draws are equal, unless it is a share or an area of exactly 0 or 1.
+        """
+        low, high = self._ends(method)
+        return {"value": self.value, "ci_low": low, "ci_high": high}
 
-    Strata keep every class in every draw, so that no metric is undefined in some draws only. The
-    stratum of a cluster is the *set* of classes among its rows: a patient with slides of two
-    classes forms a stratum with others of that kind. A cluster alone in its stratum is in every
-    draw once, and the interval misses its share of the variance (:func:`caveats` says so).
-
-    Args:
-        labels: True classes, ``(n,)``.
-        clusters: Cluster (patient) of each row, ``(n,)``, of any sortable type.
-        n_draws: Number of draws.
-        seed: Draws depend on it and on the classes of the sorted clusters, never on row order,
-            predictions or ``block``; equal arguments give equal draws, which pairs two methods.
-        block: Draws a block.
-
-    Yields:
-        How often each cluster, in sorted order, was drawn: ``(at most block, n_clusters)``.
-    """
-    names, member = np.unique(clusters, return_inverse=True)
-    strata = _strata(labels, member, len(names))
-    streams = [generator(seed, "bootstrap", stratum) for stratum in range(strata.max() + 1)]
-    members = [np.flatnonzero(strata == stratum) for stratum in range(len(streams))]
-    for start in range(0, n_draws, block):
-        n_rows = min(block, n_draws - start)
-        drawn = np.zeros((n_rows, len(names)), dtype=np.int64)
-        for stream, inside in zip(streams, members, strict=True):
-            n = len(inside)
-            picks = stream.integers(0, n, size=(n_rows, n)) + n * np.arange(n_rows)[:, None]
-            drawn[:, inside] = np.bincount(picks.ravel(), minlength=n_rows * n).reshape(n_rows, n)
-        yield drawn
+    def _ends(self, method: Method) -> tuple[float | None, float | None]:
+        if self.value is None or self.often_undefined:
+            return None, None
+        if _all_equal(self.draws):
+            if self.n_effective is None or not _at_an_end(self.value):
+                return None, None
+            return exact(self.value, self.n_effective)
+        shift = self.acceleration if method == "bca" else 0.0
+        return interval(self.draws, self.df, acceleration=shift)
 
 
 def bootstrap(
@@ -141,59 +117,86 @@ def bootstrap(
     n_draws: int,
     seed: int,
 ) -> dict[str, FloatArray]:
-    """Every defined metric under the draws of :func:`draw_clusters`.
+    """Every metric over all classes under the draws of :func:`draw_clusters`.
 
-    Each value equals the metric of :func:`point` on the drawn rows with repetition. Memory is
-    bounded whatever ``n`` and ``n_draws`` are (blocks of draws).
+    Arguments are those of ``mil.scores.score``. Each value equals the metric with these weights of
+    the rows. Memory is bounded whatever ``n`` and ``n_draws`` are (blocks of draws).
+
+    Returns:
+        Metric to values, ``(n_draws,)``; metrics that are undefined in every draw are left out.
+    """
+    rows = Clusters(labels, clusters)
+    weighted = Weighted(labels, predicted, probabilities, rows.member)
+    block = weighted.block
+    parts = [weighted.values(w)[0] for w in rows.draws(n_draws, seed, block)]
+    drawn = {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+    return {name: values for name, values in drawn.items() if not np.isnan(values).all()}
+
+
+def draw_clusters(
+    labels: IntArray, clusters: npt.NDArray[Any], *, n_draws: int, seed: int, block: int = 256
+) -> Iterator[FloatArray]:
+    """Draw whole clusters with replacement, within strata by class.
+
+    Clusters that hold one class form a stratum a class; those that hold several form one together.
+    Of ``n`` clusters of a stratum ``n - 1`` are drawn, each with the weight ``n / (n - 1)``: then
+    the variance of the draws is that of the statistic, where ``n`` of ``n`` gives ``(n - 1) / n``
+    of it (Rao & Wu 1988). A cluster alone in its stratum is in every draw with weight 1, and the
+    interval misses its share of the variance (:func:`caveats` says so).
 
     Args:
         labels: True classes, ``(n,)``.
-        predicted: Predicted classes, ``(n,)``.
-        probabilities: ``(n, n_classes)``.
-        clusters: Patient of each row, ``(n,)``.
+        clusters: Cluster (patient) of each row, ``(n,)``, of any sortable type.
         n_draws: Number of draws.
-        seed: Seed of the draws.
+        seed: Draws depend on it and on the classes of the sorted clusters, never on row order,
+            predictions or ``block``; equal arguments give equal draws, which pairs two methods.
+        block: Draws a block.
 
-    Returns:
-        Metric to values, ``(n_draws,)``; undefined metrics are left out.
+    Yields:
+        Weight of each cluster, in sorted order: ``(at most block, n_clusters)``.
     """
-    n_classes = probabilities.shape[1]
-    names, member = np.unique(clusters, return_inverse=True)
-    rows = np.arange(len(labels))
-    sum_by_cluster = sparse.csr_array(
-        (np.ones(len(labels)), (member, rows)), shape=(len(names), len(labels))
-    )
-    confusion = sparse.coo_array(
-        (np.ones(len(labels)), (member, labels * n_classes + predicted)),
-        shape=(len(names), n_classes**2),
-    ).toarray()
-    loss = -np.log(np.clip(probabilities[rows, labels], _EPS, 1 - _EPS))
-    gaps = _calibration_gaps(labels, predicted, probabilities)
-    sums = np.column_stack([confusion, sum_by_cluster @ np.column_stack([loss, gaps])])
-
-    complete = _has_every_class(labels, n_classes)
-    curves = (
-        [_Curve(labels == k, probabilities[:, k], member) for k in _scored(n_classes)]
-        if complete
-        else []
-    )
-    widest = max([len(names), *(curve.n_thresholds for curve in curves)])
-    block = max(1, min(n_draws, _CELLS_PER_BLOCK // widest))
-    parts = []
-    for drawn in draw_clusters(labels, clusters, n_draws=n_draws, seed=seed, block=block):
-        weights = drawn.astype(np.float64)
-        values = _from_sums(weights @ sums, n_classes)
-        if complete:
-            values["auroc"] = np.mean([curve.area(weights) for curve in curves], axis=0)
-        else:
-            del values["balanced_accuracy"], values["f1_macro"]
-        parts.append(values)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Clusters(labels, clusters).draws(n_draws, seed, block)
 
 
-def interval(draws: FloatArray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws (Davison & Hinkley 1997, section 5.3)."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def degrees(
+    labels: IntArray, clusters: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+) -> float:
+    """Degrees of freedom of the variance of a mean over rows.
+
+    Satterthwaite's, for the variance between clusters of the same stratum, where the part of a
+    cluster in the mean has a standard deviation in proportion to its rows (Bell & McCaffrey,
+    *Surv. Methodol.* 28, 2002): with ``s`` the squared number of rows,
+    ``(sum s)**2 / sum over strata of (sum s**2 (1 - 1/(n-1)**2) + (sum s)**2 / (n-1)**2)``.
+    With equal clusters it is clusters minus strata, with uneven ones less. 0 where no stratum has
+    two clusters.
+
+    Args:
+        labels: True classes, ``(n,)``.
+        clusters: Cluster of each row, ``(n,)``.
+        weights: Weight of each row in the mean, ``(n,)``; by default all the same.
+    """
+    rows = Clusters(labels, clusters)
+    return rows.degrees(rows.sums(weights))
+
+
+def interval(
+    draws: FloatArray, df: float = np.inf, *, level: float = LEVEL, acceleration: float = 0.0
+) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws, widened for few clusters and shifted for skewness.
+
+    The ends are the quantiles at ``Phi(a + (a + s) / (1 - a (a + s)))`` with ``s`` the quantile of
+    *t* and ``a`` the acceleration: BCa (Efron 1987) with *t* for the normal, and with a median
+    bias of ``a``, which it is for a mean to the same order (DiCiccio & Efron, *Stat. Sci.* 11,
+    1996, section 4): counting draws below the value, as usual, fails where shares are tied.
+    With the defaults it is the plain percentile interval.
+
+    Args:
+        draws: ``(n_draws,)``; draws that are NaN are left out.
+        df: Degrees of freedom (:func:`degrees`); under 1 they are taken as 1.
+        level: Nominal coverage.
+        acceleration: A sixth of the skewness of the influence of clusters.
+    """
+    low, high = np.quantile(draws[~np.isnan(draws)], _levels(df, level, acceleration))
     return float(low), float(high)
 
 
@@ -204,134 +207,163 @@ def mean_interval(
     *,
     n_draws: int,
     seed: int,
-) -> dict[str, float | None]:
-    """Mean of a value a row, with the interval that every metric has."""
+) -> Described:
+    """Mean of a value a row, with the interval that every metric has.
+
+    Args:
+        values: ``(n,)``, such as "right" (0 or 1), or a difference.
+        labels: True classes, ``(n,)``, for the strata.
+        clusters: Patient of each row, ``(n,)``.
+        n_draws: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        ``value``, ``ci_low``, ``ci_high``; ``None`` without rows, and for the ends where all draws
+        are equal (a mean of 0 or 1 over zeros and ones has its exact bound).
+    """
     if len(values) == 0:
         return dict.fromkeys(("value", "ci_low", "ci_high"))
+    rows = Clusters(labels, clusters)
     given = np.asarray(values, dtype=np.float64)
-    _, code = np.unique(clusters, return_inverse=True)
-    sums, sizes = np.bincount(code, given), np.bincount(code)
-    drawn = draw_clusters(labels, clusters, n_draws=n_draws, seed=seed)
-    low, high = interval(np.concatenate([(w @ sums) / (w @ sizes) for w in drawn]))
-    return {"value": float(given.mean()), "ci_low": low, "ci_high": high}
+    sizes, sums = rows.sums(), rows.sums(given)
+    weights = np.concatenate(list(rows.draws(n_draws, seed, n_draws)))
+    left = np.concatenate(list(rows.left_out(n_draws)))
+    value = float(given.mean())
+    estimate = Estimate(
+        value=value,
+        draws=(weights @ sums) / (weights @ sizes),
+        acceleration=float(rows.acceleration(((left @ sums) / (left @ sizes))[:, None])[0]),
+        df=rows.degrees(sizes),
+        n_effective=effective(sizes) if np.isin(given, (0, 1)).all() else None,
+    )
+    return estimate.describe()
 
 
-def paired(draws_a: FloatArray, draws_b: FloatArray, difference: float) -> dict[str, float]:
+def ratio_intervals(
+    sums: FloatArray,
+    sizes: FloatArray,
+    draws: FloatArray,
+    labels: IntArray,
+    clusters: npt.NDArray[Any],
+) -> FloatArray:
+    """Intervals of shares, as ``mean_interval`` gives them, for many outcomes of one cohort.
+
+    Args:
+        sums: What is counted, a cluster each, ``(n_clusters, n_outcomes)``.
+        sizes: Of how many, ``(n_clusters,)``.
+        draws: Of the shares, ``(n_draws, n_outcomes)``.
+        labels: True classes of the rows, ``(n,)``, for the strata.
+        clusters: Cluster of each row, ``(n,)``.
+
+    Returns:
+        Ends, ``(n_outcomes, 2)``; both are the value where the draws are equal and it is not 0
+        or 1.
+    """
+    rows = Clusters(labels, clusters)
+    values = sums.sum(axis=0) / sizes.sum()
+    left = next(rows.left_out(len(sizes)))
+    acceleration = rows.acceleration((left @ sums) / (left @ sizes)[:, None])
+    df, n_effective = rows.degrees(sizes), effective(sizes)
+    ends = []
+    for value, column, a in zip(values, draws.T, acceleration, strict=True):
+        if _all_equal(column) and _at_an_end(value):
+            ends.append(exact(value, n_effective))
+        else:
+            ends.append(interval(column, df, acceleration=a))
+    return np.array(ends)
+
+
+def paired(
+    draws_a: FloatArray, draws_b: FloatArray, difference: float, df: float = np.inf
+) -> dict[str, float]:
     """Compare two methods on the same slides.
 
     Args:
         draws_a: Draws of a metric for the first method, ``(n_draws,)``.
         draws_b: Draws for the second method, *of the same patients in the same order*.
         difference: Observed value of the first minus that of the second.
+        df: Degrees of freedom (:func:`degrees`).
 
     Returns:
-        ``difference``, ``ci_low``, ``ci_high`` (95 %, percentile) and ``p``, the two-sided level at
-        which the percentile interval just reaches zero, with the ``+ 1`` that keeps a Monte Carlo
-        test from claiming zero (Davison & Hinkley 1997, equation 4.11).
+        ``difference``, ``ci_low``, ``ci_high`` (95 %, percentile with quantiles of *t*) and ``p``,
+        the two-sided level at which this interval just reaches zero, with the ``+ 1`` that keeps a
+        Monte Carlo test from claiming zero (Davison & Hinkley 1997, equation 4.11).
     """
     differences = draws_a - draws_b
-    tail = min(int(np.sum(differences <= 0)), int(np.sum(differences >= 0)))
-    low, high = interval(differences)
-    p = min(1.0, 2 * (1 + tail) / (len(differences) + 1))
+    differences = differences[~np.isnan(differences)]
+    # Weights are no whole numbers: what is equal is so up to rounding.
+    tail = min(int(np.sum(differences <= _EQUAL)), int(np.sum(differences >= -_EQUAL)))
+    low, high = interval(differences, df)
+    share = min(0.5, (1 + tail) / (len(differences) + 1))
+    p = float(2 * student.cdf(norm.ppf(share), max(df, 1.0)))
     return {"difference": difference, "ci_low": low, "ci_high": high, "p": p}
 
 
-def caveats(labels: IntArray, clusters: npt.NDArray[Any], classes: Sequence[str]) -> list[str]:
+def caveats(
+    labels: IntArray,
+    clusters: npt.NDArray[Any],
+    classes: Sequence[str],
+    unit: str = "patient",
+) -> list[str]:
     """What a reader must know before believing the numbers; one sentence each.
 
     Args:
         labels: True classes, ``(n,)``.
         clusters: Patient of each row, ``(n,)``.
         classes: Name of each class.
+        unit: What a cluster is.
     """
-    names, member = np.unique(clusters, return_inverse=True)
+    rows = Clusters(labels, clusters)
     found = []
-    absent = [name for k, name in enumerate(classes) if not np.any(labels == k)]
+    held = {name: len(np.unique(rows.member[labels == k])) for k, name in enumerate(classes)}
+    absent = [name for name, n in held.items() if n == 0]
     if absent:
         found.append(
-            f"no test slide of class {', '.join(map(repr, absent))}: "
-            "balanced_accuracy, auroc and f1_macro are undefined"
+            f"no test slide of class {', '.join(map(repr, absent))}: averages over classes "
+            "(balanced_accuracy, auroc, average_precision and f1_macro) are undefined"
         )
-    if len(names) < MIN_CLUSTERS:
+    few = {name: n for name, n in held.items() if 0 < n < MIN_CLUSTERS}
+    if rows.n < MIN_CLUSTERS:
         found.append(
-            f"only {len(names)} patient(s): bootstrap intervals are too narrow under {MIN_CLUSTERS}"
+            f"only {rows.n} {unit}(s): an interval from fewer than {MIN_CLUSTERS} is a rough guide"
         )
-    sizes = np.bincount(_strata(labels, member, len(names)))
-    if np.any(sizes == 1):
+    elif few:
+        fewest = min(few, key=lambda name: few[name])
         found.append(
-            f"{int(np.sum(sizes == 1))} patient(s) with a class (or mix of classes) that no other "
-            "patient has: they are in every draw, and intervals miss their share of the variance"
+            f"{len(few)} of {len(classes)} classes have fewer than {MIN_CLUSTERS} {unit}s, "
+            f"{fewest!r} has {few[fewest]}: what is said of one of them, or averaged over classes, "
+            "is a rough guide"
+        )
+    alone = rows.n_alone
+    if alone:
+        found.append(
+            f"{alone} {unit}(s) with a class (or mix of classes) that no other "
+            f"{unit} has: they are in every draw, and intervals miss their share of the variance"
         )
     return found
 
 
-class _Curve:
-    """One-vs-rest area under the curve for blocks of draws; ties count half (Mann-Whitney)."""
-
-    def __init__(
-        self, positive: npt.NDArray[np.bool_], score: FloatArray, member: IntArray
-    ) -> None:
-        thresholds, rank = np.unique(score, return_inverse=True)
-        self.n_thresholds = len(thresholds)
-        shape = (self.n_thresholds, int(member.max()) + 1)
-        self._positive, self._negative = (
-            sparse.csr_array((np.ones(int(kind.sum())), (rank[kind], member[kind])), shape=shape)
-            for kind in (positive, ~positive)
-        )
-
-    def area(self, weights: FloatArray) -> FloatArray:
-        """Areas for cluster weights ``(n_draws, n_clusters)``: ``(n_draws,)``."""
-        columns = np.ascontiguousarray(weights.T)
-        positive = self._positive @ columns  # (n_thresholds, n_draws)
-        negative = self._negative @ columns
-        below = np.cumsum(negative, axis=0)
-        n_pairs = positive.sum(axis=0) * below[-1]
-        below -= negative / 2
-        return np.asarray(np.einsum("td,td->d", positive, below) / n_pairs, dtype=np.float64)
+def _levels(df: float, level: float, acceleration: float) -> FloatArray:
+    tail = float(student.ppf((1 + level) / 2, max(df, 1.0)))
+    shifted = acceleration + np.array([-tail, tail])
+    # Few and very skewed clusters can turn the sign of the divisor: then the end is the extreme.
+    divisor = np.maximum(1 - acceleration * shifted, 1e-9)
+    return np.asarray(norm.cdf(acceleration + shifted / divisor), dtype=np.float64)
 
 
-def _from_sums(sums: FloatArray, n_classes: int) -> dict[str, FloatArray]:
-    """Metrics from ``(n_draws, n_classes**2 + 1 + 15)`` weighted sums: confusion, loss, gaps."""
-    confusion = sums[:, : n_classes**2].reshape(-1, n_classes, n_classes)
-    loss, gaps = sums[:, n_classes**2], sums[:, n_classes**2 + 1 :]
-    total = confusion.sum(axis=(1, 2))
-    hits = np.einsum("dkk->dk", confusion)
-    n_true, n_predicted = confusion.sum(axis=2), confusion.sum(axis=1)
-    # A class without rows gives 0/1 here; the caller drops the macro averages in that case.
-    recall = hits / np.maximum(n_true, 1)
-    f1 = 2 * hits / np.maximum(n_true + n_predicted, 1)
-    return {
-        "accuracy": hits.sum(axis=1) / total,
-        "balanced_accuracy": recall.mean(axis=1),
-        "f1_macro": f1.mean(axis=1),
-        "log_loss": loss / total,
-        "ece": np.abs(gaps).sum(axis=1) / total,
-    }
+def exact(value: float, n: float) -> tuple[float, float]:
+    """Clopper-Pearson bound of a share of 0 or 1 of ``n``, an effective number of clusters.
+
+    Korn & Graubard, *Surv. Methodol.* 24, 1998. The number is that of clusters, not of rows: where
+    all are right, how alike the rows of a cluster are cannot be seen, so they count once.
+    """
+    off = float(1 - ((1 - LEVEL) / 2) ** (1 / n))
+    return (1 - off, 1.0) if value > 0.5 else (0.0, off)
 
 
-def _calibration_gaps(
-    labels: IntArray, predicted: IntArray, probabilities: FloatArray
-) -> FloatArray:
-    """``correct - confidence`` of each row in the column of its bin, ``(n, 15)``."""
-    confidence = probabilities.max(axis=1)
-    edges = np.linspace(0, 1, _N_BINS + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, _N_BINS - 1)
-    gaps = np.zeros((len(labels), _N_BINS))
-    gaps[np.arange(len(labels)), bins] = (labels == predicted) - confidence
-    return gaps
+def _all_equal(draws: FloatArray) -> bool:
+    return bool(np.nanmax(draws) - np.nanmin(draws) < _EQUAL)
 
 
-def _strata(labels: IntArray, member: IntArray, n_clusters: int) -> IntArray:
-    """Stratum of each cluster: the set of classes among its rows, numbered in sorted order."""
-    holds = np.zeros((n_clusters, int(labels.max()) + 1), dtype=np.bool_)
-    holds[member, labels] = True
-    return np.asarray(np.unique(holds, axis=0, return_inverse=True)[1], dtype=np.int64).reshape(-1)
-
-
-def _has_every_class(labels: IntArray, n_classes: int) -> bool:
-    return len(np.unique(labels)) == n_classes
-
-
-def _scored(n_classes: int) -> range:
-    """Classes whose one-vs-rest area is averaged: with two, both are the same up to rounding."""
-    return range(1, 2) if n_classes == 2 else range(n_classes)
+def _at_an_end(value: float) -> bool:
+    return min(abs(value), abs(1 - value)) < _EQUAL

@@ -50,15 +50,15 @@ class Screen:
         """One line, shown as it is (no markup)."""
         _STDERR.print(Text(line))
 
-    def progress(self, name: str, total: int) -> Callable[[int], object]:
-        """A bar; call the result with the number of finished steps."""
+    def progress(self, name: str, total: int) -> Callable[[float], object]:
+        """A bar; call the result with the number of finished steps, or a share of one."""
         task = self._bars.add_task(name, total=total)
         return lambda n: self._bars.advance(task, n)
 
 
 @contextmanager
 def screen() -> Iterator[Screen]:
-    """Bars on stderr while the block runs."""
+    """Bars on stderr while the block runs; nothing where that is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -66,7 +66,9 @@ def screen() -> Iterator[Screen]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_STDERR, transient=True) as bars:
+    # Rich would write an empty line into a pipe or a log at the end.
+    quiet = not _STDERR.is_interactive
+    with Progress(*columns, console=_STDERR, transient=True, disable=quiet) as bars:
         yield Screen(bars)
 
 
@@ -213,18 +215,17 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         if score["value"] is None:
             return "not defined"
         if score["ci_low"] is None:
-            return f"{score['value']:.3f}"
+            return f"{score['value']:.3f} (no interval)"
         return f"{score['value']:.3f} ({score['ci_low']:.3f} to {score['ci_high']:.3f})"
 
-    shown = ("accuracy", "balanced_accuracy", "auroc")
-    rows = [("tile", *(cell(metrics["tile"][m]) for m in shown))] if metrics["tile"] else []
-    rows += [
-        (f"slide: {method}", *(cell(scores[m]) for m in shown))
-        for method, scores in metrics["slide"].items()
-    ]
-    n = metrics["n"]
-    counted = ", ".join(
-        f"{n[name]} {name}" for name in ("tiles", "slides", "patients") if n[name] is not None
-    )
-    title = f"Held-out: {counted} (95 %)"
-    print_table(title, ("", *shown), rows)
+    shown = ["accuracy", "balanced_accuracy", "auroc"]
+    levels = {f"slide: {method}": scores for method, scores in metrics["slide"].items()}
+    if metrics["tile"] is not None:
+        levels = {"tile": metrics["tile"], **levels}
+    if any("kappa_quadratic" in scores for scores in levels.values()):
+        shown.append("kappa_quadratic")
+    rows = [(name, *(cell(scores[m]) for m in shown)) for name, scores in levels.items()]
+    n, interval = metrics["n"], metrics["interval"]
+    counts = ", ".join(f"{n[unit]} {unit}" for unit in ("tiles", "slides", "patients") if n[unit])
+    title = f"Out-of-fold, {counts} ({interval['level']:.0%}, {interval['cluster']}s drawn)"
+    print_table(title, ("", *(name.replace("_", " ") for name in shown)), rows)

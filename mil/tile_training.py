@@ -72,6 +72,7 @@ def fit_encoder(
     card: dict[str, Any],
     digests: dict[str, str],
     after_epoch: Callable[[str], object],
+    advance: Callable[[float], object] | None = None,
 ) -> None:
     """Train ``encoder`` on the training slides of ``fold``; see :func:`mil.loop.fit`."""
     train = config.train
@@ -138,6 +139,7 @@ def fit_encoder(
         lower="train.batch_size or encoder.image_px",
         tensorboard=train.tensorboard,
         after_epoch=after_epoch,
+        advance=advance,
     )
 
 

@@ -26,6 +26,7 @@ from mil.encoders.weights import origin_digest
 from mil.features.cohort import SOURCE, UNKNOWN
 from mil.models import log_probabilities, new_encoder
 from mil.pixels import Pixels, Tiles
+from mil.prepare import Advance, Progress, bar
 from mil.seeds import derive, generator
 from mil.tile_training import fit_encoder, slide_weights, tile_logits
 from splits.artifacts import digest, read_json, write_json
@@ -64,10 +65,18 @@ def check(config: Config) -> None:
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         message = "train.tensorboard needs the package: pip install 'slidewise[tensorboard]'"
         raise InputError(message)
+    if config.train.mlflow is not None and importlib.util.find_spec("mlflow") is None:
+        message = "train.mlflow needs the package: pip install 'slidewise[mlflow]'"
+        raise InputError(message)
 
 
 def encoders(
-    run: Path, config: Config, seen: Pixels | None, fabric: Fabric, say: Say = print
+    run: Path,
+    config: Config,
+    seen: Pixels | None,
+    fabric: Fabric,
+    say: Say = print,
+    progress: Progress | None = None,
 ) -> None:
     """Train (or, frozen, probe) the tile encoder of every fold and write its features.
 
@@ -81,11 +90,11 @@ def encoders(
             taken as those of a frozen encoder.
         fabric: Device, precision and processes.
         say: Called with one line a finished step.
+        progress: Shows the epochs of all encoders.
     """
     named = config.encoder.model_dump(mode="json", exclude={"checkpoint"})
     # Published weights count by their content, wherever they lie.
     origin = origin_digest(config.encoder.name, config.encoder.checkpoint)
-    stage = _Encoders(run, config, seen, fabric, say, digest([named, origin]))
     folds, n_parts = list(folds_of(run, config)), config.train.crossfit
     fewest = min(len({fold.group_of[s] for s in fold.slides["train"]}) for fold in folds)
     if n_parts is not None and n_parts > fewest:
@@ -98,6 +107,12 @@ def encoders(
     if config.select is not None:
         say(select.told(config, len(folds)))
         inner = {fold.number: select.folds_within(run, fold) for fold in folds}
+    epochs, frozen = config.train.epochs, seen is None or config.encoder.frozen
+    within = sum(len(parts) for parts in inner.values())
+    n_trained = 0 if frozen else len(folds) * (1 + (n_parts or 0)) + within
+    advance = bar(progress if n_trained else None, "encoders, epochs", n_trained * epochs)
+    network = digest([named, origin])
+    stage = _Encoders(run, config, seen, fabric, say, network, advance, progress)
     for fold in folds:
         stage.of_fold(fold)
         if n_parts is not None:
@@ -106,13 +121,23 @@ def encoders(
             stage.within(part)
 
 
-def aggregators(run: Path, config: Config, say: Say = print) -> None:
+def aggregators(
+    run: Path, config: Config, say: Say = print, progress: Progress | None = None
+) -> None:
     """Train every aggregator of the config on every fold's bags, in one process."""
     fabric = devices.fabric(config.compute, processes=1)
-    for fold in folds_of(run, config):
-        bag_training.fit_fold(run, config, fold, fabric, say)
-        if config.select is not None:
-            select.choose(run, config, fold, fabric, say)
+    folds, settings = list(folds_of(run, config)), config.mil
+    n_models = len(folds) * len(settings.aggregators) * settings.seeds
+    advance = bar(progress, "aggregators, epochs", n_models * settings.epochs)
+    compared = None
+    if config.select is not None:
+        n_within = len(folds) * (config.split.inner or 0)
+        n_compared = n_within * len(config.select.candidates)
+        compared = bar(progress, "candidates on inner folds", n_compared)
+    for fold in folds:
+        bag_training.fit_fold(run, config, fold, fabric, say, advance)
+        if compared is not None:
+            select.choose(run, config, fold, fabric, say, compared)
 
 
 @dataclass(frozen=True)
@@ -125,6 +150,8 @@ class _Encoders:
     fabric: Fabric
     say: Say
     network: str  # digest of it and of its published weights
+    advance: Advance  # with epochs
+    progress: Progress | None
 
     @property
     def frozen(self) -> bool:
@@ -149,6 +176,7 @@ class _Encoders:
         of_features = base if frozen else of_weights
         folder = run / "encoder" / f"fold{key}"
         if is_finished(folder, of_weights) and encode.are_current(run, key, of_features):
+            self.advance(0 if frozen else self.config.train.epochs)
             return
         source = None if self.seen is not None else read_json(run / SOURCE)
         dim = 0 if source is None else source["dim"]
@@ -167,6 +195,7 @@ class _Encoders:
                 self.say,
                 card,
                 of_features,
+                self.progress,
             )
         elif self.fabric.is_global_zero:
             encode.given_features(run, key, card, of_features)
@@ -196,6 +225,7 @@ class _Encoders:
             "parts": digest(parts),
         }
         if encode.are_current(run, key, digests):
+            self.advance(0 if self.frozen else n_parts * config.train.epochs)
             return
         features = encode.read_features(run, of_fold, unseen=fold.unseen)
         dim = features.shape[1]
@@ -277,14 +307,15 @@ class _Encoders:
             card=card,
             digests=digests,
             after_epoch=lambda line: self.say(f"fold {key}: encoder {line}"),
+            advance=self.advance,
         )
 
     def _training(self, fold: Fold, key: str) -> str:
         """Digest of what the weights of an encoder depend on beside its input."""
         made_from: list[Any] = [fold.split, fold.slides["train"], key, self.config.seed]
         if not self.frozen:
-            # Neither crossfit nor TensorBoard changes a weight.
-            own = {"crossfit", "tensorboard"}
+            # Neither crossfit nor who keeps the logs changes a weight.
+            own = {"crossfit", "tensorboard", "mlflow"}
             made_from.append(self.config.train.model_dump(mode="json", exclude=own))
         return digest(made_from)
 

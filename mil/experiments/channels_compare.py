@@ -12,6 +12,7 @@ import pandas as pd
 
 from mil import statistics
 from mil.experiments.probe import KINDS, difference, units_of
+from mil.metrics import point
 from mil.predictions import class_names, method_names, read_slides, read_tiles
 from mil.prepare import read_tiles as read_tile_table
 from mil.seal import open_test_labels
@@ -110,7 +111,7 @@ def _scored(run: Path, *, n_draws: int, seed: int) -> dict[str, Scored]:
         share /= share.sum(axis=1, keepdims=True)  # stored as float32
         patients = cohort.loc[slide, "patient_id"].to_numpy(dtype=object)
         draws = statistics.bootstrap(truth, predicted, share, patients, n_draws=n_draws, seed=seed)
-        scored[level] = statistics.point(truth, predicted, share), draws
+        scored[level] = point(truth, predicted, share), draws
     return scored
 
 

@@ -25,6 +25,7 @@ import pandas as pd
 from mil import statistics
 from mil.aggregators.voting import VOTES
 from mil.config import Choice
+from mil.metrics import point
 from mil.predictions import UNTRAINED, class_names, method_names, read_slides, read_tiles
 from mil.seeds import generator
 from splits.errors import InputError
@@ -198,7 +199,7 @@ def scores(
             who = np.array([str(patient_of[slide]) for slide in slides], dtype=object)
             rows = (truth, said.predicted[name], said.probabilities[name])
             drawn = statistics.bootstrap(*rows, who, n_draws=n_draws, seed=seed)
-            of_seed.append((statistics.point(*rows), drawn))
+            of_seed.append((point(*rows), drawn))
         defined = [m for m in METRICS if all(m in drawn for _, drawn in of_seed)]
         values[name] = {m: np.array([point[m] for point, _ in of_seed]) for m in defined}
         draws[name] = {

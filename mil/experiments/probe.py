@@ -24,7 +24,7 @@ is probed for itself, and the pools are averaged. Validation slides chose the ep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,7 +61,7 @@ from splits.auditing.confounds import preparation
 from splits.errors import InputError
 
 __all__ = ["KINDS", "N_PERMUTATIONS", "Pool", "Probed", "difference", "draw_tiles", "probe"]
-__all__ += ["probe_run", "units_of"]
+__all__ += ["probe_run", "table_of", "units_of"]
 
 N_PERMUTATIONS: Final = 499
 KINDS: Final = ("slide", "site", "preparation")
@@ -151,6 +151,26 @@ def probe_run(run: Path, config: Config) -> dict[str, Any]:
     write_csv(run / "probe.csv", found.units)
     write_json(path, result, digests)
     return read_json(path)
+
+
+def table_of(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, columns and rows for the terminal, of the content of ``probe.json``."""
+    rows = []
+    for kind, found in result["values"].items():
+        if "note" in found:
+            rows.append([kind, found["note"], "", "", "", ""])
+            continue
+        value = f"{found['value']:.3f} ({found['ci_low']:.3f} to {found['ci_high']:.3f})"
+        numbers = [f"{found[name]:.3f}" for name in ("class_alone", "p", "chance")]
+        units = "slides" if kind == "slide" else "patients"
+        of = f"{found['n_names']} of {found['n_units']} {units}"
+        rows.append([kind, value, *numbers, of])
+    n = result["n"]
+    title = (
+        f"Read off the embeddings of {n['tiles']} tiles, {n['slides']} slides "
+        f"({result['encoder']} encoder): balanced accuracy (95 %)"
+    )
+    return title, ["", "found", "class alone", "p", "chance", "names"], rows
 
 
 def units_of(run: Path) -> pd.DataFrame:

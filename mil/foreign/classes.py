@@ -166,6 +166,11 @@ def _positive(answers: Answers, allowed: Sequence[str]) -> str:
 def _agree(answers: Answers, truth: Mapping[str, str]) -> None:
     """Refuse a file whose labels are not those of its slides."""
     rows = answers.rows[answers.rows["label"] != ""]
+    allowed = set(truth.values())
+    strange = sorted(name for name in set(rows["label"]) - allowed if not name.isdecimal())
+    if strange:
+        kind = f"label in {answers.path}"
+        raise unknown(kind, strange[0], allowed)
     known = rows["slide_id"].map(truth)
     differ = known.notna() & (known != rows["label"])
     if differ.any():

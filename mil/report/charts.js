@@ -34,7 +34,7 @@
       for (const event of ["plotly_hover", "plotly_click"])
         place.on(event, ({ points }) => {
           const point = points.find((one) => one.customdata);
-          if (point) explorer.fill(peek, point.customdata[1]);
+          if (point) explorer.show(peek, point.customdata[1]);
         });
     place.dataset.drawn = "yes";
   };

@@ -194,5 +194,5 @@ const explorer = (() => {
     before.forEach(([row]) => { row.hidden = false; });
   });
   addEventListener("afterprint", () => before.forEach(([row, hidden]) => { row.hidden = hidden; }));
-  return { fill };
+  return { show: (target, place) => fill(target, slides[place].slide_id) };
 })();

@@ -117,9 +117,9 @@ def flags(inputs: Inputs, method: str) -> dict[str, list[str]]:
     if "vote" in inputs.methods and method != "vote":
         for slide in flipped(inputs.predictions, "vote", method)["slide_id"]:
             marks.setdefault(str(slide), []).append("flip")
-    for slide in (inputs.beside or {}).get("heterogeneous") or []:
-        name = str(slide["slide_id"] if isinstance(slide, Mapping) else slide)
-        marks.setdefault(name, []).append("heterogeneous")
+    mixed = (inputs.beside or {}).get("heterogeneous") or {}
+    for slide in mixed.get("slides") or []:
+        marks.setdefault(str(slide["slide_id"]), []).append("heterogeneous")
     if inputs.answers is not None:
         own = inputs.answers[inputs.answers["method"] == method]
         for slide in own.loc[own["answer"].astype(str) == "not sure", "slide_id"]:

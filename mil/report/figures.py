@@ -170,13 +170,17 @@ def _add_fold(
 
 
 def agreement(inputs: Inputs, method: str) -> Chart | None:
-    """Vote share against a method's probability of the true class, one dot a slide."""
+    """Vote share against a method's probability of the true class, one dot a slide.
+
+    The custom data of a mark are its words and the place of its slide among those of the method.
+    """
     if "vote" not in inputs.methods:
         return None
     vote, other = inputs.slides_of("vote"), inputs.slides_of(method)
     shared = vote.index.intersection(other.index).sort_values()
     if shared.empty:
         return None
+    places = other.index.get_indexer(shared)
     vote, other = vote.loc[shared], other.loc[shared]
     right_vote = (vote["predicted"] == vote["label"]).to_numpy()
     right_other = (other["predicted"] == other["label"]).to_numpy()
@@ -207,7 +211,7 @@ def agreement(inputs: Inputs, method: str) -> Chart | None:
             x=x[chosen], y=y[chosen], mode="markers", name=f"{words} ({int(chosen.sum())})",
             marker={"color": colour, "symbol": symbol, "size": 10, "opacity": 0.85,
                     "line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}},
-            customdata=np.column_stack([text, shared.astype(str)]).astype(object)[chosen],
+            customdata=[[text[i], int(places[i])] for i in np.flatnonzero(chosen)],
             hovertemplate="%{customdata[0]}<br>vote %{x:.2f}, " + label(name)
             + " %{y:.2f}<extra></extra>",
         )  # fmt: skip

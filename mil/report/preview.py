@@ -15,7 +15,7 @@ from mil.stain.vectors import REFERENCE
 from splits.artifacts import atomic
 from splits.errors import InputError
 
-__all__ = ["preview"]
+__all__ = ["composed", "preview"]
 
 # For display only: channels hold amounts and do not know the vectors of their slide.
 _STAINS = {"h": ("H", REFERENCE[0]), "e": ("E", REFERENCE[1])}
@@ -82,20 +82,20 @@ def _cells(panel: Mapping[str, Any]) -> list[tuple[str, Pixels]]:
         around = "" if scale == 1 else f", {scale} x around"
         seen = channels[place * len(names) : (place + 1) * len(names)]
         if _is_rgb(names):
-            cells.append((f"seen{around}" if around else "seen by encoder", _composed(seen, names)))
+            cells.append((f"seen{around}" if around else "seen by encoder", composed(seen, names)))
         else:
             cells += [
-                (_heading(name) + around, _composed(channel[None], [name]))
+                (_heading(name) + around, composed(channel[None], [name]))
                 for channel, name in zip(seen, names, strict=True)
             ]
     cells += [
-        (f"augmented {place}", _composed(view[: len(names)], names))
+        (f"augmented {place}", composed(view[: len(names)], names))
         for place, view in enumerate(panel["augmented"], start=1)
     ]
     return cells
 
 
-def _composed(channels: Pixels, names: list[str]) -> Pixels:
+def composed(channels: Pixels, names: list[str]) -> Pixels:
     """Channels (C, S, S) as one RGB picture; stains overlay as light passing through both."""
     if _is_rgb(names):
         return np.ascontiguousarray(np.moveaxis(channels, 0, -1))

@@ -11,9 +11,10 @@ import pytest
 from sklearn import metrics
 
 from mil.evaluate import evaluate, flipped, rival
-from mil.predictions import content_digest
+from mil.metrics import METRICS, PER_CLASS
+from mil.predictions import content_digest, read_slides
+from mil.scores import score
 from mil.seal import open_test_labels
-from mil.statistics import bootstrap, interval
 from splits import split as splitting
 from splits import tiles
 from splits.artifacts import digests_of, read_json, read_table, write_csv, write_table
@@ -113,7 +114,10 @@ def edit(run, name, change):
 
 def test_metrics_of_a_run_are_the_planted_ones(run):
     result = quietly(run)
-    assert set(result) == {"n", "classes", "tile", "slide", "paired", "flips", "looks"}
+    assert set(result) == {
+        *("n", "classes", "tile", "slide", "per_class", "paired", "interval", "cautions"),
+        *("flips", "looks"),
+    }
     assert result["n"] == {"tiles": 216, "slides": 36, "patients": 18, "sites": 1}
     assert result["classes"] == CLASSES
     assert list(result["slide"]) == ["vote", "mean_probability", "abmil", "mean_pooling"]
@@ -141,26 +145,111 @@ def test_test_rows_alone_count_and_equal_scikit_learn(run):
                 rows["label"], probabilities, multi_class="ovr", labels=order
             ),
             "f1_macro": metrics.f1_score(rows["label"], rows["predicted"], average="macro"),
+            "average_precision": metrics.average_precision_score(
+                np.array(rows["label"])[:, None] == np.array(order), probabilities
+            ),
             "log_loss": metrics.log_loss(rows["label"], probabilities, labels=order),
+            "brier": 3
+            * metrics.mean_squared_error(
+                np.array(rows["label"])[:, None] == np.array(order), probabilities
+            ),
         }
     )
 
 
-def test_intervals_surround_values_and_pairs_are_against_the_vote(run):
+def described(result):
+    """Every value of slides with its interval."""
+    by_class = result["per_class"]
+    for scores in result["slide"].values():
+        yield from scores.items()
+    for classes in by_class["slide"].values():
+        assert list(classes) == CLASSES
+        for scores in classes.values():
+            yield from ((name, value) for name, value in scores.items() if name != "n")
+
+
+def test_intervals_surround_values(run):
+    names = set()
+    for name, metric in described(quietly(run)):
+        names.add(name)
+        assert set(metric) == {"value", "ci_low", "ci_high"}
+        if metric["ci_low"] is None:  # all in order in every draw, and no exact bound for that
+            assert (name, metric["value"], metric["ci_high"]) == ("average_precision", 1.0, None)
+            continue
+        assert metric["ci_low"] <= metric["ci_high"]
+        if name != "ece":  # a sum of absolute values: its draws lie above it
+            assert metric["ci_low"] - 1e-9 <= metric["value"] <= metric["ci_high"] + 1e-9
+    assert names == {*METRICS, *PER_CLASS}
+
+
+def test_where_every_patient_is_alike_there_is_no_interval(run):
+    """Four of six tiles are right in every slide: nothing says how much others would differ."""
+    found = quietly(run)["tile"]["accuracy"]
+    assert found == {"value": pytest.approx(4 / 6), "ci_low": None, "ci_high": None}
+
+
+def test_every_pair_of_methods_is_compared_in_every_way(run):
     result = quietly(run)
-    for entry in [result["tile"], *result["slide"].values()]:
-        for name, metric in entry.items():
-            assert set(metric) == {"value", "ci_low", "ci_high"}
-            assert metric["ci_low"] <= metric["ci_high"]
-            if name not in {"ece"}:  # a sum of absolute values: its draws lie above it
-                assert metric["ci_low"] - 1e-9 <= metric["value"] <= metric["ci_high"] + 1e-9
-    pairs = {(row["a"], row["metric"]): row for row in result["paired"]}
-    assert {row["b"] for row in result["paired"]} == {"vote"}
-    assert len(pairs) == 3 * 3
-    assert pairs["abmil", "accuracy"]["difference"] == pytest.approx(6 / 36)
-    same = pairs["mean_probability", "accuracy"]
-    assert same["difference"] == same["ci_low"] == same["ci_high"] == 0
-    assert same["p"] == 1
+    pairs = {(row["a"], row["b"], row["metric"], row["test"]): row for row in result["paired"]}
+    assert len(pairs) == len(result["paired"]) == 6 * 5
+    found = pairs["abmil", "vote", "accuracy", "bootstrap"]
+    assert found["difference"] == pytest.approx(6 / 36)
+    assert found["ci_low"] < found["difference"] < found["ci_high"]
+    # abmil alone is right on 1, 2, 2 and 1 slides of four patients: 2 of 16 choices of signs.
+    assert pairs["abmil", "vote", "accuracy", "mcnemar"]["p"] == pytest.approx(2 / 16)
+    assert pairs["mean_pooling", "abmil", "auroc", "delong"]["difference"] < 0
+    same = pairs["mean_probability", "vote", "accuracy", "bootstrap"]
+    assert (same["difference"], same["p"]) == (0, pytest.approx(1))
+    assert -0.2 < same["ci_low"] == -same["ci_high"] < 0
+
+
+def test_classes_are_scored_one_against_the_rest(run):
+    result = quietly(run)["per_class"]
+    assert {
+        name: scores["n"] for name, scores in result["slide"]["abmil"].items()
+    } == dict.fromkeys(CLASSES, 12)
+    assert result["tile"]["NA"]["n"] == 12 * N_TILES
+    # abmil is wrong on slides 0, 1, 2: two of the first class, one of the second.
+    sensitivities = [result["slide"]["abmil"][name]["sensitivity"]["value"] for name in CLASSES]
+    assert sensitivities == pytest.approx([10 / 12, 11 / 12, 1])
+    # Nothing of 'NA' is missed by 6 patients: an exact bound.
+    assert result["slide"]["abmil"]["NA"]["sensitivity"]["ci_low"] == pytest.approx(
+        0.025 ** (1 / 6)
+    )
+
+
+def test_ordered_classes_have_a_kappa(run):
+    order = ["NA", "not here", *CLASSES[:2]]
+    result = quietly(run, order=order)
+    rows = read_slides(run / "predictions.parquet").query("method == 'vote'")
+    expected = metrics.cohen_kappa_score(
+        rows["label"], rows["predicted"], labels=["NA", *CLASSES[:2]], weights="quadratic"
+    )
+    assert result["slide"]["vote"]["kappa_quadratic"]["value"] == pytest.approx(expected)
+    with pytest.raises(InputError, match=r"lacks 'NA' \(split.label_order\)"):
+        quietly(run, order=CLASSES[:2])
+
+
+def test_sites_are_drawn_on_request_and_refused_where_unknown(run):
+    with pytest.raises(
+        InputError, match=r"18 of 36 test slides have no site_id, the first is '001'"
+    ):
+        quietly(run, cluster="site")
+    assert not (run / "seal.json").exists()
+    edit(run, "tiles", lambda t: t.assign(site_id=[f"S{int(s) // 4}" for s in t["slide_id"]]))
+    result = quietly(run, cluster="site")
+    expected = {"method": "bca", "level": 0.95, "cluster": "site", "n_clusters": 9, "n_draws": 200}
+    assert result["interval"] == expected
+    assert "only 9 site(s)" in result["cautions"][0]
+    assert result["slide"]["vote"] != quietly(run)["slide"]["vote"]
+
+
+def test_percentile_intervals_are_not_shifted(run):
+    shifted, plain = quietly(run), quietly(run, interval="percentile")
+    assert plain["interval"]["method"] == "percentile"
+    a, b = (result["slide"]["vote"]["accuracy"] for result in (shifted, plain))
+    assert a["value"] == b["value"]
+    assert a["ci_low"] < b["ci_low"]
 
 
 def test_patients_are_drawn_not_slides_or_tiles(run):
@@ -168,12 +257,12 @@ def test_patients_are_drawn_not_slides_or_tiles(run):
     rows = read_table(run / "tile_predictions.parquet").sort_values("tile_id")
     patients = read_table(run / "tiles.parquet").set_index("tile_id")["patient_id"]
     labels, predicted = (rows[c].map(CLASSES.index).to_numpy() for c in ("label", "predicted"))
-    probabilities = rows[[f"p_{name}" for name in CLASSES]].to_numpy()
+    probabilities = rows[[f"p_{name}" for name in CLASSES]].to_numpy(dtype=float)
     clusters = patients[rows["tile_id"]].to_numpy(dtype=object)
-    draws = bootstrap(labels, predicted, probabilities, clusters, n_draws=200, seed=0)
-    for name, values in draws.items():
-        entry = result["tile"][name]
-        assert (entry["ci_low"], entry["ci_high"]) == pytest.approx(interval(values))
+    found = score(labels, predicted, probabilities, clusters, n_draws=200, seed=0)
+    assert result["interval"]["n_clusters"] == 18
+    for name, estimate in found.overall.items():
+        assert result["tile"][name] == pytest.approx(estimate.describe(), abs=1e-6)
 
 
 def test_metrics_json_is_what_was_returned_with_the_digests_given(run):
@@ -304,6 +393,8 @@ def test_few_patients_and_a_class_without_slides_are_said(run):
     nothing = {"value": None, "ci_low": None, "ci_high": None}
     assert result["slide"]["vote"]["auroc"] == nothing
     assert result["slide"]["vote"]["accuracy"]["value"] == pytest.approx(27 / 36)
+    assert any("'new class'" in caution for caution in result["cautions"])
+    assert result["per_class"]["slide"]["vote"]["new class"]["ppv"] == nothing
     undefined = [row for row in result["paired"] if row["metric"] == "auroc"]
     assert {row["p"] for row in undefined} == {None}
     assert "NaN" not in (run / "metrics.json").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mil.data.positions import grid_positions
+from mil.data.positions import grid_positions, slide_maps
 from splits import tiles as tile_table
 
 
@@ -122,3 +122,25 @@ def test_copies_share_a_place() -> None:
 def test_overlapping_tiles_have_places_of_their_own(share: float) -> None:
     places = np.stack(np.divmod(np.arange(64), 8), axis=1)
     assert same(placed(slide(places, step=256 * share))["s"], places)
+
+
+def test_maps_are_drawn_where_every_tile_has_a_place_of_its_own_and_refused_with_a_reason() -> None:
+    grid = np.stack(np.divmod(np.arange(20), 5), axis=1)
+    unplaced = slide(grid, name="none")
+    unplaced[["x_px", "y_px"]] = pd.NA
+    partly = slide(grid, name="part")
+    partly.loc[:2, ["x_px", "y_px"]] = pd.NA
+    twice = slide(np.concatenate([grid, grid[:1] + 0.1]), name="twice")
+    tables = [slide(grid, name="whole"), unplaced, partly, twice, slide(grid[:1], name="one")]
+    for part in tables:
+        part[["x_px", "y_px"]] = part[["x_px", "y_px"]].astype("Float64")
+    table = tile_table.check(pd.concat(tables, ignore_index=True))
+    drawn, refused = slide_maps(table)
+    assert set(drawn) == {"whole"}
+    assert same(drawn["whole"], grid)
+    assert refused["none"] == "no map: its tiles have no coordinates"
+    assert refused["part"] == "no map: 3 of 20 tiles have no coordinates"
+    assert "21 tiles lie in 20 places" in refused["twice"]
+    assert "one tile" in refused["one"]
+    drawn, refused = slide_maps(table, ["none"])
+    assert (drawn, list(refused)) == ({}, ["none"])

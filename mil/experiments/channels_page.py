@@ -226,7 +226,8 @@ def _table(result: Result, metric: str) -> dict[str, Any]:
                     "guide": None
                     if chosen is None
                     else _place(chosen["scores"][level][metric]["value"]),
-                    "differs": bool(pair and pair["p_holm"] is not None)
+                    "differs": pair is not None
+                    and pair["p_holm"] is not None
                     and pair["p_holm"] < _ALPHA,
                 }
             )

@@ -58,6 +58,7 @@ def score(
     tiles: Path | None = None,
     columns: Mapping[str, str] | None = None,
     partial: bool = False,
+    label_order: Sequence[str] | None = None,
     n_draws: int | None = None,
     seed: int = 0,
 ) -> Scored:
@@ -72,6 +73,7 @@ def score(
         tiles: Predictions of single tiles, for the tile level.
         columns: Our name, or ``p_<class>`` -> the name in the files, where not recognised.
         partial: Score the slides that every method predicts although others are known.
+        label_order: Classes from lowest to highest, if they have an order.
         n_draws: Bootstrap draws; None: as in a run.
         seed: Seed of the draws.
 
@@ -96,7 +98,7 @@ def score(
     fold_of = test.set_index("slide_id")["fold"]
     of_single_tiles = None
     if tiles is not None:
-        found = cohort.matched(read(tiles, columns, classes, tiles=True), remarks)
+        found = cohort.matched(read(tiles, columns, remarks, classes, tiles=True), remarks)
         of_single_tiles = of_tiles(found, cohort, classes, fold_of, remarks)
 
     digests = {
@@ -110,7 +112,7 @@ def score(
         )
     }
     n_draws = Evaluate().bootstrap if n_draws is None else n_draws
-    scored = {**digests, "evaluate": digest({"n_draws": n_draws, "seed": seed})}
+    scored = {**digests, "evaluate": digest([n_draws, seed, label_order])}
     if not is_current(out / "metrics.json", scored):
         about = cohort.slides[cohort.slides["slide_id"].isin(predictions["slide_id"])]
         fold = about["slide_id"].map(fold_of).astype("Int64")
@@ -129,7 +131,12 @@ def score(
         }
         write_json(out / SOURCE, source, digests)
         evaluate.evaluate(
-            out, n_draws=n_draws, seed=seed, digests=scored, cautions=remarks.cautions
+            out,
+            n_draws=n_draws,
+            seed=seed,
+            order=label_order,
+            digests=scored,
+            cautions=remarks.cautions,
         )
     metrics = read_json(out / "metrics.json")
     return Scored(metrics, tuple(remarks.notes), tuple(remarks.cautions))
@@ -164,12 +171,13 @@ def _read(
 ) -> tuple[list[Answers], cohorts.Cohort]:
     """The files with ids and classes as the labels have them, and the cohort."""
     if slides is None:
-        files = _methods([read(path, columns) for _, path in named], named)
+        files = _methods([read(path, columns, remarks) for _, path in named], named)
         cohort, files = cohorts.of_files(files, _unit(files, remarks), remarks)
         return files, cohort
     # Classes may be names of columns; whether a row is a slide or a patient the files say.
     labels = set(cohorts.of_table(slides, columns, "slide", Remarks()).labels.values())
-    files = _methods([read(path, columns, labels) for _, path in named], named)
+    read_ = [read(path, columns, remarks, labels) for _, path in named]
+    files = _methods(read_, named)
     cohort = cohorts.of_table(slides, columns, _unit(files, remarks), remarks)
     matched = [cohort.matched(found, remarks) for found in files]
     return [naming.named(found, cohort.labels, remarks) for found in matched], cohort

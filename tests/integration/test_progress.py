@@ -33,6 +33,8 @@ class Bars:
 def test_what_is_done_counts_at_once_and_every_bar_ends(copied: Path) -> None:
     shutil.rmtree(copied / "encoder" / "fold0")
     shutil.rmtree(copied / "aggregators" / "abmil" / "fold0")
+    for name in ("features/fold0.npy", "attention.parquet", "perturbation.parquet"):
+        (copied / name).unlink()
     bars = Bars()
     run(copied, smoke(), say=lambda _: None, progress=bars)
     stages = {*STAGES, "encoders, epochs", "features of fold 0, tiles"}

@@ -167,11 +167,12 @@ def evaluate(
         }
         digests = {"predictions": content_digest(given.predictions), "config": digest(settings)}
     drawing = {"labels": labels, "n_draws": n_draws, "seed": seed, "digests": digests}
+    patients = slide_cohort(run).set_index("slide_id")["patient_id"]
     reliability.write(
         run,
         predictions=given.predictions,
         validation=given.validation,
-        patients=slide_cohort(run).set_index("slide_id")["patient_id"],
+        patients=patients,
         classes=given.classes,
         level=level,
         **drawing,
@@ -181,7 +182,8 @@ def evaluate(
         predictions=given.predictions,
         tile_rows=given.tile_rows,
         attention=given.attention,
-        patients=clusters,
+        patients=patients,
+        clusters=clusters,
         rival=compared,
         **drawing,
     )

@@ -122,18 +122,21 @@ def evaluate(
             raise InputError(message)
         from mil.run import evaluate_run
 
-        evaluate_run(run, stored(run))
+        with screen() as view:
+            evaluate_run(run, stored(run), view.progress)
         metrics = read_json(run / "metrics.json")
     elif predictions and out is not None:
-        scored = foreign.score(
-            predictions,
-            out,
-            slides=slides,
-            tiles=tiles,
-            columns=cli_splits.columns_of(columns),
-            partial=partial,
-            label_order=None if label_order is None else label_order.split(","),
-        )
+        with screen() as view:
+            scored = foreign.score(
+                predictions,
+                out,
+                slides=slides,
+                tiles=tiles,
+                columns=cli_splits.columns_of(columns),
+                partial=partial,
+                label_order=None if label_order is None else label_order.split(","),
+                progress=view.progress,
+            )
         metrics = scored.metrics
         for kind, said in (("note", scored.notes), ("warning", scored.cautions)):
             for line in said:

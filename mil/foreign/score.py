@@ -20,6 +20,7 @@ from mil.foreign import cohort as cohorts
 from mil.foreign.answers import Answers, Remarks, read
 from mil.foreign.tables import covered, of_file, of_tiles, once_each, one_fold_each
 from mil.predictions import SLIDES
+from mil.prepare import Progress
 from splits.artifacts import digest, file_digest, is_current, read_json, write_json, write_table
 from splits.errors import InputError, unknown
 from splits.identity.table import read_cells
@@ -61,6 +62,7 @@ def score(
     label_order: Sequence[str] | None = None,
     n_draws: int | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Scored:
     """Score files of predictions; a second look at the same ones is not taken.
 
@@ -76,6 +78,7 @@ def score(
         label_order: Classes from lowest to highest, if they have an order.
         n_draws: Bootstrap draws; None: as in a run.
         seed: Seed of the draws.
+        progress: Shows what is scored.
 
     Raises:
         InputError: Anything that cannot be scored as it is: see ``docs/predictions.md``.
@@ -137,6 +140,7 @@ def score(
             order=label_order,
             digests=scored,
             cautions=remarks.cautions,
+            progress=progress,
         )
     metrics = read_json(out / "metrics.json")
     return Scored(metrics, tuple(remarks.notes), tuple(remarks.cautions))

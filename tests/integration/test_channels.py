@@ -74,10 +74,10 @@ def test_the_table_says_what_the_runs_say(made: Path) -> None:
         metrics = read_json(made / row["row"] / "metrics.json")
         of_level = {"tile": metrics["tile"], **metrics["slide"]}
         assert set(result["levels"]) == set(of_level)
+        lines = table[table["row"] == row["row"]].set_index(["level", "metric"])
         for level, scores in of_level.items():
             for metric in METRICS:
-                where = (row["row"], level, metric)
-                line = table[(table[["row", "level", "metric"]] == where).all(axis=1)]
+                line = lines.loc[[(level, metric)]]
                 assert line[["value", "ci_low", "ci_high"]].to_numpy() == pytest.approx(
                     np.array([[scores[metric][k] for k in ("value", "ci_low", "ci_high")]])
                 )
@@ -176,7 +176,8 @@ def test_vahadane_is_kept_where_it_is_asked_for() -> None:
 def test_pairs_of_undefined_metrics_have_no_numbers() -> None:
     draws = {"accuracy": np.linspace(0.4, 0.6, 50)}
     scored = {
-        name: {"vote": ({"accuracy": 0.5, "auroc": None}, draws)} for name in ("he", "h", "rgb")
+        name: {"vote": ({"accuracy": 0.5, "auroc": None}, draws, 9.0)}
+        for name in ("he", "h", "rgb")
     }
     found = compare(scored)
     assert [(p["a"], p["b"]) for p in found if p["metric"] == "auroc"] == [

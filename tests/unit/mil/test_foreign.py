@@ -224,7 +224,7 @@ def test_numbers_stand_for_names_only_where_labels_prove_it(tmp_path):
     clam, _ = _clam(slides, label, truth, p)
     scored = score(tmp_path, clam, slides=table)
     assert scored.metrics["classes"] == ["normal", "tumour"]
-    assert any("class 0 is normal, 1 is tumour" in note for note in scored.notes)
+    assert any("class '0' is 'normal', '1' is 'tumour'" in note for note in scored.notes)
     assert any("file extension" in note for note in scored.notes)
     same(values(scored), expected(truth, p))
     # Turned round, numbers and names still find each other by the labels.

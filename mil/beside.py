@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from mil.evidence import Means, evidence, localisation, means
+from mil.evidence import evidence, localisation, means
 from mil.predictions import counted, ends, method_names, read_scores
+from mil.statistics import Estimate
 from splits.artifacts import digest, digests_of, read_table, require_digests, write_csv, write_json
 
 __all__ = ["MARGIN", "flips", "mixed", "tiles_seen", "votes", "write"]
@@ -39,6 +40,7 @@ def write(
     attention: pd.DataFrame | None,
     labels: pd.Series,
     patients: pd.Series,
+    clusters: pd.Series,
     rival: str | None,
     n_draws: int,
     seed: int,
@@ -55,6 +57,7 @@ def write(
         attention: Test rows of attention; None where there are none.
         labels: Label of each test slide.
         patients: Patient of each slide.
+        clusters: What intervals draw, of each slide: its patient, or its site.
         rival: The trained method that the vote is compared with.
         n_draws: Bootstrap draws.
         seed: Seed of the draws.
@@ -77,8 +80,8 @@ def write(
         "flips": None if listed is None else _counted(listed),
         "heterogeneous": None
         if of_tiles is None
-        else mixed(predictions, of_tiles, labels, patients, **draws),
-        "tiles_seen": None if seen is None else tiles_seen(seen, labels, patients, **draws),
+        else mixed(predictions, of_tiles, labels, patients, clusters, **draws),
+        "tiles_seen": None if seen is None else tiles_seen(seen, labels, clusters, **draws),
     }
     write_json(run / "beside.json", found, digests)
     if listed is None:
@@ -92,14 +95,14 @@ def write(
         ("shuffled_attention", _perturbed(run, "shuffled_attention")),
     ):
         known = table is not None and weights is not None and len(weights) > 0
-        located[name] = localisation(table, weights, labels, patients, **draws) if known else None
+        located[name] = localisation(table, weights, labels, clusters, **draws) if known else None
     _write(run / "localisation.json", located["attention"], digests)
     perturbation, agreement = _perturbed(run, "perturbation"), _perturbed(run, "agreement")
     believed = None
     if perturbation is not None and agreement is not None:
         control = located["shuffled_attention"]
         believed = evidence(
-            perturbation, agreement, labels, patients, **draws, shuffled_found=control
+            perturbation, agreement, labels, clusters, **draws, shuffled_found=control
         )
     _write(run / "evidence.json", believed, digests)
 
@@ -264,6 +267,7 @@ def mixed(
     of_tiles: pd.DataFrame,
     labels: pd.Series,
     patients: pd.Series,
+    clusters: pd.Series,
     *,
     n_draws: int,
     seed: int,
@@ -275,6 +279,7 @@ def mixed(
         of_tiles: As of :func:`votes`.
         labels: Label of each test slide.
         patients: Patient of each slide.
+        clusters: What intervals draw, of each slide.
         n_draws: Bootstrap draws.
         seed: Seed of the draws.
     """
@@ -284,11 +289,11 @@ def mixed(
     for method in method_names(predictions):
         right = _right(predictions[predictions["method"] == method], labels)
         kinds = pd.DataFrame({"yes": right.where(doubtful), "no": right.where(~doubtful)})
-        found = means(kinds, labels, patients, n_draws=n_draws, seed=seed)
+        both = means(kinds, labels, clusters, n_draws=n_draws, seed=seed, shares=True)
         accuracy[method] = {
-            "heterogeneous": {**found.summary(0), "n": int(doubtful.sum())},
-            "homogeneous": {**found.summary(1), "n": int((~doubtful).sum())},
-            "difference": found.difference(0, 1).summary(),
+            "heterogeneous": {**both[0].describe(), "n": int(doubtful.sum())},
+            "homogeneous": {**both[1].describe(), "n": int((~doubtful).sum())},
+            "difference": _difference(*both).describe(),
         }
     rows = of_tiles[doubtful].sort_index()
     return {
@@ -315,7 +320,7 @@ def mixed(
 
 
 def tiles_seen(
-    seen: pd.DataFrame, labels: pd.Series, patients: pd.Series, *, n_draws: int, seed: int
+    seen: pd.DataFrame, labels: pd.Series, clusters: pd.Series, *, n_draws: int, seed: int
 ) -> dict[str, Any]:
     """Accuracy by the number of tiles that a method sees of each slide.
 
@@ -326,7 +331,7 @@ def tiles_seen(
     Args:
         seen: ``tiles_seen.parquet``.
         labels: Label of each test slide.
-        patients: Patient of each slide.
+        clusters: What intervals draw, of each slide: its patient, or its site.
         n_draws: Bootstrap draws.
         seed: Seed of the draws.
     """
@@ -342,11 +347,18 @@ def tiles_seen(
         few = few.pivot_table(index="slide_id", columns="m", values="right", aggfunc="mean")
         curve = few.reindex(index=whole.index, columns=steps)
         curve = curve.apply(lambda column, whole=whole: column.fillna(whole)).assign(all=whole)
-        found = means(curve, labels, patients, n_draws=n_draws, seed=seed)
+        gaps = curve.sub(whole, axis=0)
+        found = means(curve, labels, clusters, n_draws=n_draws, seed=seed, shares=True)
+        to_all = means(gaps, labels, clusters, n_draws=n_draws, seed=seed)
         methods[method] = [
-            _step(found, column, m, int((sizes <= m).sum())) for column, m in enumerate(steps)
+            {
+                "m": m,
+                "accuracy": accuracy.describe(),
+                "to_all": gap.describe(),
+                "n_whole": len(sizes) if m is None else int((sizes <= m).sum()),
+            }
+            for accuracy, gap, m in zip(found, to_all, [*steps, None], strict=True)
         ]
-        methods[method].append(_step(found, len(steps), None, len(sizes)))
     return {
         "rule": "Tiles are drawn at random; a slide of fewer tiles than are asked for keeps all.",
         "n_slides": len(sizes),
@@ -356,13 +368,10 @@ def tiles_seen(
     }
 
 
-def _step(found: Means, column: int, m: int | None, n_whole: int) -> dict[str, Any]:
-    return {
-        "m": m,
-        "accuracy": found.summary(column),
-        "to_all": found.difference(column, -1).summary(),
-        "n_whole": n_whole,
-    }
+def _difference(a: Estimate, b: Estimate) -> Estimate:
+    """Of two means over different slides, for the same draws."""
+    value = None if a.value is None or b.value is None else a.value - b.value
+    return Estimate(value, a.draws - b.draws, 0.0, min(a.df, b.df), None)
 
 
 def _right(rows: pd.DataFrame, labels: pd.Series) -> pd.Series:

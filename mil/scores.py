@@ -18,7 +18,7 @@ from mil.clusters import Clusters, effective
 from mil.statistics import Estimate
 from mil.weighted import Weighted
 
-__all__ = ["Scores", "score", "undefined_draws"]
+__all__ = ["Scores", "estimates", "score", "undefined_draws"]
 
 _SHOWN: Final = 3
 
@@ -62,15 +62,35 @@ def score(
     """
     rows = Clusters(labels, clusters)
     weighted = Weighted(labels, predicted, probabilities, rows.member, order)
+    points = [
+        metrics.point(labels, predicted, probabilities, order),
+        *metrics.per_class(labels, predicted, probabilities),
+    ]
+    return estimates(points, weighted, rows, n_draws=n_draws, seed=seed)
+
+
+def estimates(
+    points: Sequence[Mapping[str, float | None]],
+    weighted: Weighted,
+    rows: Clusters,
+    *,
+    n_draws: int,
+    seed: int,
+) -> Scores:
+    """What :func:`score` does once the values are there.
+
+    Args:
+        points: Values over all classes, then of each class.
+        weighted: The same rows, ready for weights.
+        rows: Their clusters.
+        n_draws: Number of draws.
+        seed: Seed of the draws.
+    """
     block = weighted.block
     drawn = _joined(weighted.values(w) for w in rows.draws(n_draws, seed, block))
     left = _joined(weighted.values(w) for w in rows.left_out(block))
     reach = _reach(weighted.confusion)
     n_effective = _n_effective(reach)
-    points = [
-        metrics.point(labels, predicted, probabilities, order),
-        *metrics.per_class(labels, predicted, probabilities),
-    ]
     found: list[dict[str, Estimate]] = []
     for k, values in enumerate(points, start=-1):  # -1 is all classes together
         found.append({})

@@ -100,13 +100,12 @@ class Estimate:
     def _ends(self, method: Method) -> tuple[float | None, float | None]:
         if self.value is None or self.often_undefined:
             return None, None
-        draws = self.draws[~np.isnan(self.draws)]
-        if _all_equal(draws):
+        if _all_equal(self.draws):
             if self.n_effective is None or not _at_an_end(self.value):
                 return None, None
             return exact(self.value, self.n_effective)
         shift = self.acceleration if method == "bca" else 0.0
-        return interval(draws, self.df, acceleration=shift)
+        return interval(self.draws, self.df, acceleration=shift)
 
 
 def bootstrap(
@@ -192,12 +191,12 @@ def interval(
     With the defaults it is the plain percentile interval.
 
     Args:
-        draws: ``(n_draws,)``, without NaN.
+        draws: ``(n_draws,)``; draws that are NaN are left out.
         df: Degrees of freedom (:func:`degrees`); under 1 they are taken as 1.
         level: Nominal coverage.
         acceleration: A sixth of the skewness of the influence of clusters.
     """
-    low, high = np.quantile(draws, _levels(df, level, acceleration))
+    low, high = np.quantile(draws[~np.isnan(draws)], _levels(df, level, acceleration))
     return float(low), float(high)
 
 
@@ -363,7 +362,7 @@ def exact(value: float, n: float) -> tuple[float, float]:
 
 
 def _all_equal(draws: FloatArray) -> bool:
-    return bool(np.ptp(draws) < _EQUAL)
+    return bool(np.nanmax(draws) - np.nanmin(draws) < _EQUAL)
 
 
 def _at_an_end(value: float) -> bool:

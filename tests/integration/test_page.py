@@ -46,7 +46,7 @@ class Opened:
 
     def __init__(self, browser: Browser, path: Path, **options: Any) -> None:
         size = options.pop("viewport", {"width": 1280, "height": 900})
-        before = options.pop("before", "")
+        charts = options.pop("charts", True)
         self.context = browser.new_context(viewport=size, **options)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
@@ -55,7 +55,9 @@ class Opened:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: self._dialog(dialog))
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.add_init_script(before)
+        self.page.set_default_timeout(120_000)
+        if not charts:  # what this takes away the charts need, and nothing else
+            self.page.add_init_script("delete window.DecompressionStream")
         self.page.goto(path.as_uri())
 
     def _dialog(self, dialog: Any) -> None:
@@ -63,7 +65,7 @@ class Opened:
         dialog.dismiss()
 
     def drawn(self) -> Opened:
-        self.page.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=120_000)
+        self.page.wait_for_selector("html[data-charts=drawn]", state="attached")
         return self
 
     def __enter__(self) -> Opened:
@@ -90,15 +92,15 @@ def test_charts_are_drawn_without_complaint_or_request(browser: Browser, path: P
 
 
 def test_a_browser_that_cannot_draw_charts_shows_all_else(browser: Browser, path: Path) -> None:
-    with Opened(browser, path, before="delete window.DecompressionStream") as opened:
+    with Opened(browser, path, charts=False) as opened:
         chart = opened.page.locator("#agreement")
-        chart.get_by_text("This browser cannot draw the charts").wait_for(timeout=60_000)
+        chart.get_by_text("This browser cannot draw the charts").wait_for()
         opened.page.locator(SLIDES).nth(1).hover()
         assert opened.page.locator("#slide-panel .face").count() == 8
 
 
 def test_tables_sort_by_value_and_back(browser: Browser, path: Path) -> None:
-    with Opened(browser, path) as opened:
+    with Opened(browser, path, charts=False) as opened:
         head = opened.page.locator("#slide-table thead th").nth(3)
         button = head.locator("button.sort")
         button.click()
@@ -122,7 +124,7 @@ def test_tables_sort_by_value_and_back(browser: Browser, path: Path) -> None:
 
 def test_filters_leave_what_fits_and_count_it(browser: Browser, path: Path) -> None:
     slides = pd.read_csv(path.parent / "tables" / "slides.csv")
-    with Opened(browser, path) as opened:
+    with Opened(browser, path, charts=False) as opened:
         page, count = opened.page, opened.page.locator("#slide-count")
         page.locator("select[data-by=answer]").select_option("wrong")
         wrong = slides[~slides["right"]]
@@ -146,7 +148,7 @@ def test_filters_leave_what_fits_and_count_it(browser: Browser, path: Path) -> N
 def test_pointing_and_arrow_keys_show_tiles_and_escape_lets_go(
     browser: Browser, path: Path
 ) -> None:
-    with Opened(browser, path) as opened:
+    with Opened(browser, path, charts=False) as opened:
         page, title = opened.page, opened.page.locator("#slide-panel h3")
         names = opened.column(0)
         page.locator(SLIDES).nth(2).hover()
@@ -172,7 +174,7 @@ def test_pointing_and_arrow_keys_show_tiles_and_escape_lets_go(
 def test_a_map_zooms_and_moves_by_keys_and_is_refused_without_places(
     browser: Browser, path: Path
 ) -> None:
-    with Opened(browser, path) as opened:
+    with Opened(browser, path, charts=False) as opened:
         page = opened.page
         page.locator(SLIDES).nth(0).locator("button").click()
         view = page.locator("#slide-panel .map")
@@ -200,7 +202,7 @@ def test_a_mark_of_the_chart_shows_its_slide(browser: Browser, path: Path) -> No
         opened.page.locator("#agreement").scroll_into_view_if_needed()
         opened.page.locator("#agreement .scatterlayer .points path").first.hover(force=True)
         peek = opened.page.locator("#agreement-slide")
-        peek.locator("h3").wait_for(timeout=5000)
+        peek.locator("h3").wait_for()
         assert peek.locator(".face").count() == 8
 
 
@@ -266,7 +268,7 @@ TEXTS = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(browser: Browser, path: Path, scheme: str) -> None:
-    with Opened(browser, path, color_scheme=scheme) as opened:
+    with Opened(browser, path, color_scheme=scheme, charts=False) as opened:
         opened.page.locator(SLIDES).nth(0).locator("button").click()
         pairs = opened.page.evaluate(TEXTS)
         assert len(pairs) > 5
@@ -313,7 +315,7 @@ def test_paper_shows_every_slide_and_opens_what_is_folded(browser: Browser, path
         assert len(opened.column(0)) == 14
         for hidden in ("#slide-panel", "#slide-filters", "nav", ".peek"):
             assert not page.locator(hidden).first.is_visible()
-        assert page.locator("#slides table").is_visible()
+        assert page.locator("#slide-table").is_visible()
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == "rgb(255, 255, 255)"
         page.emulate_media(media="screen")

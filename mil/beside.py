@@ -8,27 +8,23 @@ and ``localisation.json``.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from mil.evidence import Means, evidence, localisation, means
-from mil.predictions import counted, ends, method_names, read_scores
+from mil.evidence import evidence, localisation, means
+from mil.flips import flat, flips, summary, votes
+from mil.predictions import method_names, read_scores
+from mil.statistics import Estimate
 from splits.artifacts import digest, digests_of, read_table, require_digests, write_csv, write_json
 
-__all__ = ["MARGIN", "flips", "mixed", "tiles_seen", "votes", "write"]
+__all__ = ["MARGIN", "mixed", "tiles_seen", "write"]
 
 MARGIN: Final = 0.2
 """A slide is heterogeneous where the first class of its tiles leads the second by less."""
-_N_ENDS: Final = 5
-_FLIPS: Final = [
-    *("slide_id", "patient_id", "fold", "label", "n_tiles", "vote", "vote_p", "vote_margin"),
-    *("predicted", "p", "right", "effective_tiles", "top_tenth_share", "measure"),
-]
 
 
 def write(
@@ -39,6 +35,7 @@ def write(
     attention: pd.DataFrame | None,
     labels: pd.Series,
     patients: pd.Series,
+    clusters: pd.Series,
     rival: str | None,
     n_draws: int,
     seed: int,
@@ -55,6 +52,7 @@ def write(
         attention: Test rows of attention; None where there are none.
         labels: Label of each test slide.
         patients: Patient of each slide.
+        clusters: What intervals draw, of each slide: its patient, or its site.
         rival: The trained method that the vote is compared with.
         n_draws: Bootstrap draws.
         seed: Seed of the draws.
@@ -74,17 +72,17 @@ def write(
     found = {
         "a": "vote",
         "b": rival,
-        "flips": None if listed is None else _counted(listed),
+        "flips": None if listed is None else summary(listed),
         "heterogeneous": None
         if of_tiles is None
-        else mixed(predictions, of_tiles, labels, patients, **draws),
-        "tiles_seen": None if seen is None else tiles_seen(seen, labels, patients, **draws),
+        else mixed(predictions, of_tiles, labels, patients, clusters, **draws),
+        "tiles_seen": None if seen is None else tiles_seen(seen, labels, clusters, **draws),
     }
     write_json(run / "beside.json", found, digests)
     if listed is None:
         (run / "flips.csv").unlink(missing_ok=True)
     else:
-        write_csv(run / "flips.csv", _flat(listed))
+        write_csv(run / "flips.csv", flat(listed))
     table = _optional(run / "tiles.parquet")
     located = {}
     for name, weights in (
@@ -92,14 +90,14 @@ def write(
         ("shuffled_attention", _perturbed(run, "shuffled_attention")),
     ):
         known = table is not None and weights is not None and len(weights) > 0
-        located[name] = localisation(table, weights, labels, patients, **draws) if known else None
+        located[name] = localisation(table, weights, labels, clusters, **draws) if known else None
     _write(run / "localisation.json", located["attention"], digests)
     perturbation, agreement = _perturbed(run, "perturbation"), _perturbed(run, "agreement")
     believed = None
     if perturbation is not None and agreement is not None:
         control = located["shuffled_attention"]
         believed = evidence(
-            perturbation, agreement, labels, patients, **draws, shuffled_found=control
+            perturbation, agreement, labels, clusters, **draws, shuffled_found=control
         )
     _write(run / "evidence.json", believed, digests)
 
@@ -125,145 +123,12 @@ def _write(path: Path, found: Mapping[str, Any] | None, digests: Mapping[str, st
         write_json(path, found, digests)
 
 
-def votes(tile_rows: pd.DataFrame) -> pd.DataFrame:
-    """How the tiles of each slide voted, one tile one vote.
-
-    Args:
-        tile_rows: Test rows of tile predictions.
-
-    Returns:
-        ``n_tiles, vote_margin, second`` by ``slide_id``: the share of tiles of the first class
-        minus that of the second, and the second (None where all tiles agree).
-    """
-    counts = pd.crosstab(
-        tile_rows["slide_id"].astype(object), tile_rows["predicted"].astype(object)
-    )
-    matrix = counts.to_numpy(dtype=np.float64)
-    order = np.argsort(-matrix, axis=1, kind="stable")
-    sizes = matrix.sum(axis=1)
-    first = np.take_along_axis(matrix, order[:, :1], axis=1)[:, 0]
-    second, names = np.zeros(len(matrix)), np.full(len(matrix), None, dtype=object)
-    if matrix.shape[1] > 1:
-        second = np.take_along_axis(matrix, order[:, 1:2], axis=1)[:, 0]
-        names[second > 0] = counts.columns.to_numpy(dtype=object)[order[second > 0, 1]]
-    return pd.DataFrame(
-        {
-            "n_tiles": sizes.astype(np.int64),
-            "vote_margin": (first - second) / sizes,
-            "second": pd.Series(names, counts.index, dtype=object),
-        },
-        index=counts.index,
-    )
-
-
-def flips(
-    predictions: pd.DataFrame,
-    tile_rows: pd.DataFrame | None,
-    attention: pd.DataFrame | None,
-    scores: pd.DataFrame | None,
-    patients: pd.Series,
-    method: str,
-) -> list[dict[str, Any]]:
-    """The slides that the vote and a method call differently, with what each rests on.
-
-    Returns:
-        A record a slide, sorted by ``slide_id``: ``vote_margin`` as of :func:`votes`,
-        ``effective_tiles`` the exponential of the entropy of the attention (the number of tiles
-        that would have it if it were even; Hill 1973), ``top_tenth_share`` the attention on the
-        highest tenth of the tiles, ``top`` and ``bottom`` the tiles at both ends of what
-        :func:`mil.predictions.extremes` goes by. What is not known is None.
-    """
-    columns = ["slide_id", "fold", "label", "predicted"]
-    shares = [name for name in predictions.columns if str(name).startswith("p_")]
-    sides = []
-    for name in ("vote", method):
-        rows = predictions[predictions["method"] == name].reset_index(drop=True)
-        place = pd.Index([share[2:] for share in shares]).get_indexer(rows["predicted"])
-        p = rows[shares].to_numpy(dtype=np.float64)[np.arange(len(rows)), place]
-        sides.append(rows[columns].assign(p=p))
-    both = sides[1].merge(
-        sides[0][["slide_id", "predicted", "p"]].rename(
-            columns={"predicted": "vote", "p": "vote_p"}
-        ),
-        on="slide_id",
-        validate="one_to_one",
-    )
-    both = both[both["vote"] != both["predicted"]].sort_values("slide_id")
-    margins = None if tile_rows is None else votes(tile_rows)
-    weighed = None
-    if attention is not None:
-        slides = set(both["slide_id"])
-        attention = attention[(attention["method"] == method) & attention["slide_id"].isin(slides)]
-        weighed = counted(method, predictions, attention, scores)
-    return [_flip(row, margins, attention, weighed, patients) for row in both.to_dict("records")]
-
-
-def _flip(
-    row: Mapping[str, Any],
-    margins: pd.DataFrame | None,
-    attention: pd.DataFrame | None,
-    weighed: pd.DataFrame | None,
-    patients: pd.Series,
-) -> dict[str, Any]:
-    slide = row["slide_id"]
-    right = {row["vote"]: "vote", row["predicted"]: "method"}.get(row["label"], "neither")
-    record = {**dict.fromkeys(_FLIPS), **row, "right": right, "patient_id": patients[slide]}
-    if margins is not None:
-        record["n_tiles"] = int(margins.loc[slide, "n_tiles"])
-        record["vote_margin"] = float(margins.loc[slide, "vote_margin"])
-    if attention is not None:
-        weights = attention.loc[attention["slide_id"] == slide, "attention"].to_numpy(np.float64)
-        if len(weights):
-            record["effective_tiles"] = float(np.exp(_entropy(weights)))
-            tenth = int(np.ceil(len(weights) / 10))
-            record["top_tenth_share"] = float(np.sort(weights)[-tenth:].sum())
-    both: dict[str, list[dict[str, Any]]] = {"top": [], "bottom": []}
-    bag = None if weighed is None else weighed[weighed["slide_id"] == slide]
-    if bag is not None and len(bag):
-        record["measure"] = bag["measure"].iloc[0]
-        for tile in ends(bag, "score", _N_ENDS).itertuples():
-            both[tile.end].append({"tile_id": tile.tile_id, "score": float(tile.score)})
-    return {**{name: record[name] for name in _FLIPS}, **both}
-
-
-def _entropy(weights: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    share = weights[weights > 0] / weights.sum()
-    return float(-(share * np.log(share)).sum())
-
-
-def _counted(listed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    right = [record["right"] for record in listed]
-    counts = {
-        f"n_{kind}": right.count(who)
-        for kind, who in (
-            ("vote_right", "vote"),
-            ("method_right", "method"),
-            ("neither", "neither"),
-        )
-    }
-    return {"n": len(listed), **counts, "slides": list(listed)}
-
-
-def _flat(listed: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row a slide for ``flips.csv``; tile ids may hold any character, so they are JSON lists."""
-    rows = [
-        {
-            **{name: record[name] for name in _FLIPS},
-            **{
-                f"{end}_tiles": json.dumps([t["tile_id"] for t in record[end]], ensure_ascii=False)
-                for end in ("top", "bottom")
-            },
-        }
-        for record in listed
-    ]
-    return pd.DataFrame(rows, columns=[*_FLIPS, "top_tiles", "bottom_tiles"])
-
-
 def mixed(
     predictions: pd.DataFrame,
     of_tiles: pd.DataFrame,
     labels: pd.Series,
     patients: pd.Series,
+    clusters: pd.Series,
     *,
     n_draws: int,
     seed: int,
@@ -275,6 +140,7 @@ def mixed(
         of_tiles: As of :func:`votes`.
         labels: Label of each test slide.
         patients: Patient of each slide.
+        clusters: What intervals draw, of each slide.
         n_draws: Bootstrap draws.
         seed: Seed of the draws.
     """
@@ -284,11 +150,11 @@ def mixed(
     for method in method_names(predictions):
         right = _right(predictions[predictions["method"] == method], labels)
         kinds = pd.DataFrame({"yes": right.where(doubtful), "no": right.where(~doubtful)})
-        found = means(kinds, labels, patients, n_draws=n_draws, seed=seed)
+        both = means(kinds, labels, clusters, n_draws=n_draws, seed=seed, shares=True)
         accuracy[method] = {
-            "heterogeneous": {**found.summary(0), "n": int(doubtful.sum())},
-            "homogeneous": {**found.summary(1), "n": int((~doubtful).sum())},
-            "difference": found.difference(0, 1).summary(),
+            "heterogeneous": {**both[0].describe(), "n": int(doubtful.sum())},
+            "homogeneous": {**both[1].describe(), "n": int((~doubtful).sum())},
+            "difference": _difference(*both).describe(),
         }
     rows = of_tiles[doubtful].sort_index()
     return {
@@ -315,7 +181,7 @@ def mixed(
 
 
 def tiles_seen(
-    seen: pd.DataFrame, labels: pd.Series, patients: pd.Series, *, n_draws: int, seed: int
+    seen: pd.DataFrame, labels: pd.Series, clusters: pd.Series, *, n_draws: int, seed: int
 ) -> dict[str, Any]:
     """Accuracy by the number of tiles that a method sees of each slide.
 
@@ -326,7 +192,7 @@ def tiles_seen(
     Args:
         seen: ``tiles_seen.parquet``.
         labels: Label of each test slide.
-        patients: Patient of each slide.
+        clusters: What intervals draw, of each slide: its patient, or its site.
         n_draws: Bootstrap draws.
         seed: Seed of the draws.
     """
@@ -342,11 +208,18 @@ def tiles_seen(
         few = few.pivot_table(index="slide_id", columns="m", values="right", aggfunc="mean")
         curve = few.reindex(index=whole.index, columns=steps)
         curve = curve.apply(lambda column, whole=whole: column.fillna(whole)).assign(all=whole)
-        found = means(curve, labels, patients, n_draws=n_draws, seed=seed)
+        gaps = curve.sub(whole, axis=0)
+        found = means(curve, labels, clusters, n_draws=n_draws, seed=seed, shares=True)
+        to_all = means(gaps, labels, clusters, n_draws=n_draws, seed=seed)
         methods[method] = [
-            _step(found, column, m, int((sizes <= m).sum())) for column, m in enumerate(steps)
+            {
+                "m": m,
+                "accuracy": accuracy.describe(),
+                "to_all": gap.describe(),
+                "n_whole": len(sizes) if m is None else int((sizes <= m).sum()),
+            }
+            for accuracy, gap, m in zip(found, to_all, [*steps, None], strict=True)
         ]
-        methods[method].append(_step(found, len(steps), None, len(sizes)))
     return {
         "rule": "Tiles are drawn at random; a slide of fewer tiles than are asked for keeps all.",
         "n_slides": len(sizes),
@@ -356,13 +229,10 @@ def tiles_seen(
     }
 
 
-def _step(found: Means, column: int, m: int | None, n_whole: int) -> dict[str, Any]:
-    return {
-        "m": m,
-        "accuracy": found.summary(column),
-        "to_all": found.difference(column, -1).summary(),
-        "n_whole": n_whole,
-    }
+def _difference(a: Estimate, b: Estimate) -> Estimate:
+    """Of two means over different slides, for the same draws."""
+    value = None if a.value is None or b.value is None else a.value - b.value
+    return Estimate(value, a.draws - b.draws, 0.0, min(a.df, b.df), None)
 
 
 def _right(rows: pd.DataFrame, labels: pd.Series) -> pd.Series:

@@ -147,9 +147,11 @@ def fit_threshold(table: pd.DataFrame, classes: Sequence[str], patients: pd.Seri
     edges = np.unique(np.r_[0.0, second, 1.0])
     # 0.5 itself is a candidate, so that a threshold moves only where that helps.
     thresholds = np.r_[0.5, (edges[:-1] + edges[1:]) / 2]
-    called = second >= thresholds[:, None]  # (n_thresholds, n)
-    sensitivity = called @ (weight * positive) / (weight @ positive)
-    specificity = ~called @ (weight * ~positive) / (weight @ ~positive)
+    order = np.argsort(second)
+    at = np.searchsorted(second[order], thresholds)  # rows below each threshold
+    missed = np.r_[0.0, np.cumsum((weight * positive)[order])]
+    rejected = np.r_[0.0, np.cumsum((weight * ~positive)[order])]
+    sensitivity, specificity = 1 - missed[at] / missed[-1], rejected[at] / rejected[-1]
     accuracy = (sensitivity + specificity) / 2
     best = thresholds[accuracy >= accuracy.max() - 1e-12]
     return float(best[np.abs(best - 0.5).argmin()])

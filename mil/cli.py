@@ -97,6 +97,9 @@ def evaluate(
     partial: Annotated[
         bool, typer.Option("--partial", help="Score the slides that every method predicts.")
     ] = False,
+    label_order: Annotated[
+        str | None, typer.Option(help="Their classes from lowest to highest, if ordered.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for their scores.")] = None,
     json: Json = False,
 ) -> None:
@@ -108,6 +111,7 @@ def evaluate(
         message = "give a run folder, or --predictions FILE with --out FOLDER"
         raise InputError(message)
     extra = {"--slides": slides, "--tiles": tiles, "--columns": columns, "--partial": partial}
+    extra["--label-order"] = label_order
     given = [name for name, value in extra.items() if value]
     if run is not None and given:
         message = f"{given[0]} goes with --predictions; a run brings its own"
@@ -118,17 +122,21 @@ def evaluate(
             raise InputError(message)
         from mil.run import evaluate_run
 
-        evaluate_run(run, stored(run))
+        with screen() as view:
+            evaluate_run(run, stored(run), view.progress)
         metrics = read_json(run / "metrics.json")
     elif predictions and out is not None:
-        scored = foreign.score(
-            predictions,
-            out,
-            slides=slides,
-            tiles=tiles,
-            columns=cli_splits.columns_of(columns),
-            partial=partial,
-        )
+        with screen() as view:
+            scored = foreign.score(
+                predictions,
+                out,
+                slides=slides,
+                tiles=tiles,
+                columns=cli_splits.columns_of(columns),
+                partial=partial,
+                label_order=None if label_order is None else label_order.split(","),
+                progress=view.progress,
+            )
         metrics = scored.metrics
         for kind, said in (("note", scored.notes), ("warning", scored.cautions)):
             for line in said:

@@ -105,7 +105,8 @@ class Split(Section):
     """Times that ``kfold`` is dealt anew. A run trains and tests one repeat: for more, take
     ``slidewise split`` alone."""
     inner: int | None = Field(None, ge=2)
-    """Folds within each fold of ``kfold``, for your own selection: ``split_inner.csv``."""
+    """Folds within each fold of ``kfold``, for ``select`` or a loop of your own:
+    ``split_inner.csv``."""
     val_share: float = Field(0.2, gt=0, lt=1)
     """Share of a fold's non-test slides that validate."""
     ratios: tuple[float, float, float] = (0.7, 0.15, 0.15)

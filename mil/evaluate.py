@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from mil.predictions import (
     slide_cohort,
     tested_folds,
 )
+from mil.prepare import Progress, bar
 from mil.scores import Scores, score, undefined_draws
 from mil.seal import open_test_labels
 from splits.artifacts import digest, read_json, read_table, write_json
@@ -49,6 +50,8 @@ __all__ = [
     "flipped",
     "rival",
 ]
+
+_N_FILES: Final = 3  # metrics.json with its comparisons, calibration.json, beside.json
 
 
 def evaluate(
@@ -62,6 +65,7 @@ def evaluate(
     level: float = 0.9,
     digests: Mapping[str, str] | None = None,
     cautions: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score the predictions of a run against the labels of its test slides: one look.
 
@@ -85,6 +89,7 @@ def evaluate(
         digests: What the outputs are made from; by default the content of the predictions and
             these settings.
         cautions: What else limits the numbers, said in ``metrics.json`` beside our own caveats.
+        progress: Shows what is scored: every method, tiles, and the files beside.
 
     Returns:
         The content of ``metrics.json`` without version and digests.
@@ -109,8 +114,14 @@ def evaluate(
     )
     by_method = dict(list(given.predictions.groupby("method")))
     methods = method_names(given.predictions)
-    scored = {method: scores_of(by_method[method]) for method in methods}
+    of_tiles = given.tile_rows is not None
+    advance = bar(progress, "scores, methods and files", len(methods) + of_tiles + _N_FILES)
+    scored = {}
+    for method in methods:
+        scored[method] = scores_of(by_method[method])
+        advance(1)
     tile = None if given.tile_rows is None else scores_of(given.tile_rows)
+    advance(of_tiles)
     truth = _indices(labels, given.classes)
     drawn = clusters[labels.index].to_numpy(dtype=object)
     caveats = [
@@ -166,25 +177,30 @@ def evaluate(
             "level": level,
         }
         digests = {"predictions": content_digest(given.predictions), "config": digest(settings)}
+    advance(1)  # methods are compared
     drawing = {"labels": labels, "n_draws": n_draws, "seed": seed, "digests": digests}
+    patients = slide_cohort(run).set_index("slide_id")["patient_id"]
     reliability.write(
         run,
         predictions=given.predictions,
         validation=given.validation,
-        patients=slide_cohort(run).set_index("slide_id")["patient_id"],
+        patients=patients,
         classes=given.classes,
         level=level,
         **drawing,
     )
+    advance(1)
     beside.write(
         run,
         predictions=given.predictions,
         tile_rows=given.tile_rows,
         attention=given.attention,
-        patients=clusters,
+        patients=patients,
+        clusters=clusters,
         rival=compared,
         **drawing,
     )
+    advance(1)
     selection.write(run, given.predictions, labels, given.classes, digests)
     write_json(run / "metrics.json", result, digests)
     return result

@@ -17,9 +17,10 @@ import pandas as pd
 from scipy.integrate import trapezoid
 from sklearn.metrics import roc_auc_score
 
-from mil import statistics
+from mil.clusters import Clusters, effective
+from mil.statistics import Described, Estimate
 
-__all__ = ["RULE", "Means", "evidence", "localisation", "means"]
+__all__ = ["RULE", "evidence", "localisation", "means"]
 
 RULE: Final = (
     "Tiles leave a slide in the order of what the method says of them, or at random; p is the "
@@ -30,64 +31,69 @@ RULE: Final = (
 
 Floats = npt.NDArray[np.float64]
 Summary = dict[str, Any]
+Point = dict[str, float | None]
 
 
-class Means(NamedTuple):
-    """Means over slides and their bootstrap draws over patients.
+def means(
+    values: pd.DataFrame,
+    labels: pd.Series,
+    clusters: pd.Series,
+    *,
+    n_draws: int,
+    seed: int,
+    shares: bool = False,
+) -> list[Estimate]:
+    """Mean of each column over slides, all with the same draws of whole patients.
 
-    Attributes:
-        values: ``(k,)``; NaN where no slide counts.
-        draws: ``(n_draws, k)``; NaN where no drawn slide counts.
-    """
-
-    values: Floats
-    draws: Floats
-
-    def summary(self, column: int = 0) -> Summary:
-        """``value, ci_low, ci_high`` of one column; null where it is undefined."""
-        value, draws = self.values[column], self.draws[:, column]
-        draws = draws[np.isfinite(draws)]
-        if not np.isfinite(value) or not len(draws):
-            return {"value": None, "ci_low": None, "ci_high": None}
-        low, high = statistics.interval(draws)
-        return {"value": float(value), "ci_low": low, "ci_high": high}
-
-    def difference(self, a: int, b: int) -> Means:
-        """Column ``a`` minus column ``b``, for the same draws."""
-        return Means(self.values[[a]] - self.values[[b]], self.draws[:, [a]] - self.draws[:, [b]])
-
-
-def means(values: pd.DataFrame, labels: pd.Series, patients: pd.Series, **draws: int) -> Means:
-    """Mean of each column over slides, with draws of whole patients; NaN does not count.
+    The interval is that of :func:`mil.statistics.mean_interval`; a value that is NaN does not
+    count, and a mean over no slide is undefined.
 
     Args:
         values: A row a slide, indexed by it.
-        labels: Slide -> label, for strata of patients.
-        patients: Slide -> patient.
-        draws: ``n_draws`` and ``seed``.
+        labels: Slide -> label, for the strata.
+        clusters: Slide -> patient, or site.
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws.
+        shares: The means are shares or areas, which have an exact bound at 0 and 1.
     """
     values = values.sort_index()
-    clusters = patients[values.index].to_numpy(dtype=object)
     classes = np.unique(labels[values.index].to_numpy(dtype=object), return_inverse=True)[1]
+    rows = Clusters(classes, clusters[values.index].to_numpy(dtype=object))
     matrix = values.to_numpy(dtype=np.float64)
-    counts = np.isfinite(matrix)
-    sums = np.column_stack([np.where(counts, matrix, 0.0), counts])
-    _, member = np.unique(clusters, return_inverse=True)
-    by_patient = np.zeros((member.max() + 1, sums.shape[1]))
-    np.add.at(by_patient, member, sums)
-    drawn = [w @ by_patient for w in statistics.draw_clusters(classes, clusters, **draws)]
-    both = np.vstack([by_patient.sum(axis=0), *drawn])
-    top, bottom = np.hsplit(both, 2)
-    ratio = np.full_like(top, np.nan)
-    np.divide(top, bottom, out=ratio, where=bottom > 0)
-    return Means(ratio[0], ratio[1:])
+    counted = np.isfinite(matrix)
+    sums, sizes = (
+        np.column_stack([rows.sums(column) for column in of.T])
+        for of in (np.where(counted, matrix, 0.0), counted)
+    )
+    drawn, left = (
+        _ratio(np.concatenate(list(weights)), sums, sizes)
+        for weights in (rows.draws(n_draws, seed, n_draws), rows.left_out(n_draws))
+    )
+    value = _ratio(np.ones((1, rows.n)), sums, sizes)[0]
+    acceleration = rows.acceleration(left)
+    return [
+        Estimate(
+            value=float(value[j]) if counted[:, j].any() else None,
+            draws=drawn[:, j],
+            acceleration=float(acceleration[j]),
+            df=rows.degrees(sizes[:, j]),
+            n_effective=effective(sizes[:, j]) if shares else None,
+        )
+        for j in range(matrix.shape[1])
+    ]
+
+
+def _ratio(weights: Floats, sums: Floats, sizes: Floats) -> Floats:
+    """Weighted means ``(n_weights, k)``; NaN where nothing counts."""
+    top, bottom = weights @ sums, weights @ sizes
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
 
 
 def evidence(
     perturbation: pd.DataFrame,
     agreement: pd.DataFrame,
     labels: pd.Series,
-    patients: pd.Series,
+    clusters: pd.Series,
     *,
     n_draws: int,
     seed: int,
@@ -99,7 +105,7 @@ def evidence(
         perturbation: Answers of :func:`mil.perturb.perturb_run`.
         agreement: Its rank correlations.
         labels: Label of each test slide; only strata of the bootstrap depend on it.
-        patients: Patient of each slide.
+        clusters: Patient of each slide, or site.
         n_draws: Bootstrap draws.
         seed: Seed of the draws.
         shuffled_found: :func:`localisation` of the models that learned shuffled labels.
@@ -111,7 +117,7 @@ def evidence(
         return None
     methods: dict[str, Any] = {}
     controlled = bool((perturbation["labels"] == "shuffled").any())
-    given = _Given(labels, patients, {"n_draws": n_draws, "seed": seed}, controlled)
+    given = _Given(labels, clusters, n_draws, seed, controlled)
     for method, rows in perturbation.groupby("method"):
         pairs = agreement[agreement["method"] == method]
         methods[str(method)] = {
@@ -132,12 +138,14 @@ def evidence(
 
 class _Given(NamedTuple):
     labels: pd.Series
-    patients: pd.Series
-    draws: dict[str, int]
+    clusters: pd.Series
+    n_draws: int
+    seed: int
     controlled: bool
 
-    def means(self, values: pd.DataFrame) -> Means:
-        return means(values, self.labels, self.patients, **self.draws)
+    def means(self, values: pd.DataFrame) -> list[Described]:
+        found = means(values, self.labels, self.clusters, n_draws=self.n_draws, seed=self.seed)
+        return [estimate.describe() for estimate in found]
 
 
 def _of_measure(
@@ -186,7 +194,7 @@ def _curves(rows: pd.DataFrame, measure: str, given: _Given) -> dict[str, Any]:
             curve, other = _kept(curve), _kept(aside)
         shares = curve.columns.to_numpy(dtype=np.float64)
         areas = pd.DataFrame({"random": _areas(other), "ordered": _areas(curve)})
-        difference = given.means(sign * (areas["random"] - areas["ordered"]).to_frame()).summary()
+        difference = given.means(sign * (areas["random"] - areas["ordered"]).to_frame())[0]
         mean_areas = areas.mean()
         found[name] = {
             "curve": _points(given.means(curve), shares),
@@ -217,15 +225,14 @@ def _areas(curve: pd.DataFrame) -> pd.Series:
     return pd.Series(area / (shares[-1] - shares[0]), index=curve.index)
 
 
-def _points(found: Means, shares: Floats) -> list[Summary]:
-    points = []
-    for column, share in enumerate(shares):
-        value = found.summary(column)
-        points.append({"share": float(share), "p": value.pop("value"), **value})
-    return points
+def _points(found: list[Described], shares: Floats) -> list[Point]:
+    return [
+        {"share": float(share), "p": at["value"], "ci_low": at["ci_low"], "ci_high": at["ci_high"]}
+        for at, share in zip(found, shares, strict=True)
+    ]
 
 
-def _verdict(difference: Summary) -> str:
+def _verdict(difference: Described) -> str:
     if difference["ci_low"] is not None and difference["ci_low"] > 0:
         return "yes"
     if difference["ci_high"] is not None and difference["ci_high"] < 0:
@@ -245,11 +252,11 @@ def _agreement(pairs: pd.DataFrame, given: _Given) -> Summary | None:
     highest = np.ceil(pairs["n_tiles"] / 10) / pairs["n_tiles"]
     columns = ["spearman", "overlap", "chance"]
     by_slide = pairs.assign(chance=highest).groupby("slide_id")[columns].mean()
-    found = given.means(by_slide)
+    spearman, overlap, _ = given.means(by_slide)
     return {
-        **found.summary(0),
+        **spearman,
         "n_slides": int(by_slide["spearman"].count()),
-        "top_tenth": {**found.summary(1), "chance": float(by_slide["chance"].mean())},
+        "top_tenth": {**overlap, "chance": float(by_slide["chance"].mean())},
     }
 
 
@@ -257,7 +264,7 @@ def localisation(
     table: pd.DataFrame,
     attention: pd.DataFrame,
     labels: pd.Series,
-    patients: pd.Series,
+    clusters: pd.Series,
     *,
     n_draws: int,
     seed: int,
@@ -274,7 +281,7 @@ def localisation(
         table: The tile table.
         attention: Attention table; only rows of the test part are used.
         labels: Label of each test slide.
-        patients: Patient of each slide.
+        clusters: Patient of each slide, or site.
         n_draws: Bootstrap draws.
         seed: Seed of the draws.
 
@@ -300,7 +307,7 @@ def localisation(
         # Mann-Whitney: the area from the ranks of the bearing tiles, for all slides at once.
         excess = by_slide["bearing_rank"].sum() - n_bearing * (n_bearing + 1) / 2
         areas = (excess / (n_bearing * (by_slide.size() - n_bearing))).to_frame("area")
-        mean = means(areas, labels, patients, n_draws=n_draws, seed=seed).summary()
+        mean = means(areas, labels, clusters, n_draws=n_draws, seed=seed, shares=True)[0].describe()
         methods[str(method)] = {
             "auroc_mean": mean["value"],
             "ci_low": mean["ci_low"],

@@ -306,7 +306,7 @@ def slides_to_split(run: Path, identity: Mapping[str, Any]) -> pd.DataFrame:
         message = f"grade D, no slide-level split exists: {identity['reason']}"
         raise NegativeVerdictError(message)
     slides = tiles.slides(read_tiles(run))
-    _require_labels(slides)
+    labels.require_classes(slides)
     return slides
 
 
@@ -319,7 +319,7 @@ def split_table(
         The split, the slides as they were dealt, and notes on what the table did not say.
     """
     slides, notes = slide_table.read(source, columns)
-    _require_labels(slides)
+    labels.require_classes(slides)
     policy = settings.label_policy
     slides, changed = labels.apply(slides, policy, settings.label_order)
     if "group_id" not in slides.columns:
@@ -370,27 +370,6 @@ def read_tiles(run: Path) -> pd.DataFrame:
         message = f"{path} has no slide identity: run `slidewise identify {run}` first"
         raise InputError(message)
     return tiles.check(read_table(path))
-
-
-def _require_labels(slides: pd.DataFrame) -> None:
-    missing = slides.loc[slides["label"].isna(), "slide_id"]
-    if len(missing):
-        message = (
-            f"{len(missing)} of {len(slides)} slides have no label, the first is "
-            f"{missing.iloc[0]!r}: give data.label or a manifest with a column label"
-        )
-        raise InputError(message)
-    numbers = pd.to_numeric(slides["label"], errors="coerce")
-    if numbers.notna().all() and (numbers % 1 != 0).any():
-        message = (
-            f"labels are measurements ({slides['label'].nunique()} values, the first is "
-            f"{slides['label'].iloc[0]!r}), not classes: group them into classes first"
-        )
-        raise InputError(message)
-    classes = slides["label"].unique()
-    if len(classes) < 2:
-        message = f"one class only ({classes[0]!r}): at least two are needed to tell slides apart"
-        raise InputError(message)
 
 
 def _content(path: Path | None) -> str | None:

@@ -52,7 +52,7 @@ def run(
     fabric = devices.fabric(config.compute)
     devices.first(fabric, lambda: prepare_run(path, config, say, progress))
     _train(path, config, fabric, say, progress)
-    return devices.first(fabric, lambda: _judge(path, config))
+    return devices.first(fabric, lambda: _judge(path, config, progress))
 
 
 def train_run(
@@ -113,8 +113,8 @@ def _train(
     devices.first(fabric, aggregators)
 
 
-def _judge(path: Path, config: Config) -> Path:
-    evaluate_run(path, config)
+def _judge(path: Path, config: Config, progress: prepare.Progress | None) -> Path:
+    evaluate_run(path, config, progress)
     page = report_run(path, config)
     if config.train.mlflow is not None:
         tracking.track(path, config, config.train.mlflow)
@@ -125,7 +125,7 @@ def _silent(_: str) -> None:
     """Only the first process speaks."""
 
 
-def evaluate_run(path: Path, config: Config) -> None:
+def evaluate_run(path: Path, config: Config, progress: prepare.Progress | None = None) -> None:
     """``metrics.json``; a second look at the same predictions is not taken."""
     settings: dict[str, Any] = {
         "n_draws": config.evaluate.bootstrap,
@@ -141,7 +141,7 @@ def evaluate_run(path: Path, config: Config) -> None:
         "evaluate": digest(settings),
     }
     if not is_current(path / "metrics.json", digests):
-        evaluate.evaluate(path, **settings, digests=digests)
+        evaluate.evaluate(path, **settings, digests=digests, progress=progress)
 
 
 def report_run(path: Path, config: Config) -> Path:

@@ -228,4 +228,4 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     n, interval = metrics["n"], metrics["interval"]
     counts = ", ".join(f"{n[unit]} {unit}" for unit in ("tiles", "slides", "patients") if n[unit])
     title = f"Out-of-fold, {counts} ({interval['level']:.0%}, {interval['cluster']}s drawn)"
-    print_table(title, ("", *shown), rows)
+    print_table(title, ("", *(name.replace("_", " ") for name in shown)), rows)

@@ -1,4 +1,4 @@
-"""What a slide counts for where the slides of one patient carry different labels."""
+"""Labels of slides: what is a class, and what counts where slides of one patient differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from splits.errors import InputError, unknown
 from splits.groups import text
 
-__all__ = ["POLICIES", "apply"]
+__all__ = ["POLICIES", "apply", "require_classes"]
 
 POLICIES: Final = ("slide", "majority", "max", "reject")
 _SHOWN: Final = 3
@@ -84,3 +84,32 @@ def _ranks(labels: list[str], order: Sequence[str] | None) -> dict[str, float] |
 def _examples(cases: dict[str, list[str]]) -> str:
     shown = [f"{name}: {', '.join(sorted(set(cases[name])))}" for name in sorted(cases)[:_SHOWN]]
     return "; ".join([*shown, *(["…"] if len(cases) > _SHOWN else [])])
+
+
+def require_classes(slides: pd.DataFrame) -> None:
+    """Refuse slides without a label, measurements in the place of classes, and a single class.
+
+    Args:
+        slides: The slide table, with ``slide_id`` and ``label``.
+
+    Raises:
+        InputError: It names the first slide or value.
+    """
+    missing = slides.loc[slides["label"].isna(), "slide_id"]
+    if len(missing):
+        message = (
+            f"{len(missing)} of {len(slides)} slides have no label, the first is "
+            f"{missing.iloc[0]!r}: give data.label or a manifest with a column label"
+        )
+        raise InputError(message)
+    numbers = pd.to_numeric(slides["label"], errors="coerce")
+    if numbers.notna().all() and (numbers % 1 != 0).any():
+        message = (
+            f"labels are measurements ({slides['label'].nunique()} values, the first is "
+            f"{slides['label'].iloc[0]!r}), not classes: group them into classes first"
+        )
+        raise InputError(message)
+    classes = slides["label"].unique()
+    if len(classes) < 2:
+        message = f"one class only ({classes[0]!r}): at least two are needed to tell slides apart"
+        raise InputError(message)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mil import settings, train
-from mil.config import Config
+from mil.config import Config, Evidence
 from mil.experiments.channels_compare import REFERENCE, compare_runs, lines
 from mil.experiments.channels_page import write_channels
 from mil.experiments.probe import probe_run
@@ -73,6 +73,8 @@ class Row:
         sections: dict[str, dict[str, Any]] = {
             "encoder": {"channels": self.channels},
             "stain": {"method": self.stain},
+            # Taking tiles away answers another question, at a price for every row.
+            "evidence": Evidence(max_slides=0).model_dump(),
         }
         if config.data.phantom is not None:
             # One phantom for all rows: they read its tiles where the cohort has drawn them.

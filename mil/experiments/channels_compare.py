@@ -13,6 +13,7 @@ import pandas as pd
 from mil import statistics
 from mil.experiments.probe import KINDS, difference, units_of
 from mil.metrics import point
+from mil.paired import holm
 from mil.predictions import class_names, method_names, read_slides, read_tiles
 from mil.prepare import read_tiles as read_tile_table
 from mil.seal import open_test_labels
@@ -35,8 +36,8 @@ PAIRS: Final = (
 _BEFORE: Final = "rgb"
 
 Draws = Mapping[str, npt.NDArray[np.float64]]
-Scored = tuple[Mapping[str, float | None], Draws]
-"""Value and bootstrap draws of each metric."""
+Scored = tuple[Mapping[str, float | None], Draws, float]
+"""Value and bootstrap draws of each metric, and the degrees of freedom of their intervals."""
 
 
 def compare_runs(
@@ -111,7 +112,11 @@ def _scored(run: Path, *, n_draws: int, seed: int) -> dict[str, Scored]:
         share /= share.sum(axis=1, keepdims=True)  # stored as float32
         patients = cohort.loc[slide, "patient_id"].to_numpy(dtype=object)
         draws = statistics.bootstrap(truth, predicted, share, patients, n_draws=n_draws, seed=seed)
-        scored[level] = point(truth, predicted, share), draws
+        scored[level] = (
+            point(truth, predicted, share),
+            draws,
+            statistics.degrees(truth, patients),
+        )
     return scored
 
 
@@ -132,26 +137,17 @@ def compare(scored: Mapping[str, Mapping[str, Scored]]) -> list[dict[str, Any]]:
         for metric in METRICS:
             column = []
             for a, b in pairs:
-                (values_a, draws_a), (values_b, draws_b) = scored[a][level], scored[b][level]
+                (values_a, draws_a, df), (values_b, draws_b, _) = scored[a][level], scored[b][level]
                 one, other = values_a[metric], values_b[metric]
                 tested: dict[str, Any] = dict.fromkeys(("difference", "ci_low", "ci_high", "p"))
                 if one is not None and other is not None:
-                    tested = dict(statistics.paired(draws_a[metric], draws_b[metric], one - other))
+                    tested = dict(
+                        statistics.paired(draws_a[metric], draws_b[metric], one - other, df)
+                    )
                 column.append({"a": a, "b": b, "level": level, "metric": metric, **tested})
             corrected = holm([row["p"] for row in column])
             found += [{**row, "p_holm": p} for row, p in zip(column, corrected, strict=True)]
     return found
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979); nulls stay."""
-    tested = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    result: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, place) in enumerate(tested):
-        highest = max(highest, min(1.0, p * (len(tested) - rank)))
-        result[place] = highest
-    return result
 
 
 def _separation(

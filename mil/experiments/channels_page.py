@@ -158,8 +158,7 @@ def _headline(result: Result) -> str:
         return (
             f"On these {n_slides} slides none of {len(tested)} other inputs can be told from H+E "
             "with vectors a slide by the accuracy of the vote. The furthest, "
-            f"{words[far]}, differs by {100 * gap['difference']:+.0f} points "
-            f"(95\u00a0% CI {100 * gap['ci_low']:+.0f} to {100 * gap['ci_high']:+.0f})."
+            f"{words[far]}, differs by {100 * gap['difference']:+.0f} points{_points_of(gap)}."
         ).replace(" -", " \u2212")
     listed = "; ".join(
         f"{words[name]}: {100 * tested[name]['difference']:+.0f} points" for name in told
@@ -180,15 +179,20 @@ def _points(result: Result) -> list[str]:
         gap = separation["difference"][kind]
         if gap is None:
             continue
-        clear = gap["ci_low"] > 0 or gap["ci_high"] < 0
+        bounds = "" if gap["ci_low"] is None else _points_of(gap)
+        clear = bounds and (gap["ci_low"] > 0 or gap["ci_high"] < 0)
         points.append(
             f"The {kind} of a {'tile' if kind == 'slide' else 'new patient'} can be read off RGB "
             f"for {percent(before['value'])} and off H+E for {percent(after['value'])} "
-            f"({'the' if clear else 'no clear'} difference: {100 * gap['value']:+.0f} points, "
-            f"95\u00a0% CI {100 * gap['ci_low']:+.0f} to {100 * gap['ci_high']:+.0f}; the class "
-            f"alone gives {percent(after['class_alone'])})."
+            f"({'the' if clear else 'no clear'} difference: {100 * gap['value']:+.0f} points"
+            f"{bounds}; the class alone gives {percent(after['class_alone'])})."
         )
     return [point.replace(" -", " \u2212") for point in points]
+
+
+def _points_of(gap: Result) -> str:
+    low, high = gap["ci_low"], gap["ci_high"]
+    return f", 95\u00a0% CI {100 * low:+.0f} to {100 * high:+.0f}"
 
 
 def _cautions(result: Result) -> list[str]:
@@ -226,7 +230,8 @@ def _table(result: Result, metric: str) -> dict[str, Any]:
                     "guide": None
                     if chosen is None
                     else _place(chosen["scores"][level][metric]["value"]),
-                    "differs": bool(pair and pair["p_holm"] is not None)
+                    "differs": pair is not None
+                    and pair["p_holm"] is not None
                     and pair["p_holm"] < _ALPHA,
                 }
             )

@@ -144,8 +144,9 @@ def _checked(out: Path, config: Config) -> Config:
             f"split.method={split.method}: the gap compares schemes on the same tiles, each tested "
             "once, which is what split.method=kfold does"
         )
-    elif split.inner is not None:
-        message = f"split.inner={split.inner}: the gap has no use for inner folds, leave it out"
+    elif split.inner is not None or config.select is not None:
+        what = "select" if config.select is not None else "split.inner"
+        message = f"{what}: the gap trains one model a fold and has no inner folds: leave it out"
     elif config.mil.bags != "slide":
         message = (
             f"mil.bags={config.mil.bags}: under a split of slides or tiles a patient is in several "

@@ -175,9 +175,9 @@ def _network(config: Config) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What a fold's predictions depend on beside its tiles and its split."""
-    used = {"train", "mil", "seed"}
-    return {**config.model_dump(mode="json", include=used), "classes": config.data.classes}
+    """What a fold's predictions depend on beside its tiles, its split and its network."""
+    other = {"data", "identity", "split", "stain", "encoder", "evidence", "evaluate", "compute"}
+    return {**config.model_dump(mode="json", exclude=other), "classes": config.data.classes}
 
 
 def class_order(config: Config, table: pd.DataFrame) -> list[str]:

@@ -160,7 +160,9 @@ def table_of(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]
         if "note" in found:
             rows.append([kind, found["note"], "", "", "", ""])
             continue
-        value = f"{found['value']:.3f} ({found['ci_low']:.3f} to {found['ci_high']:.3f})"
+        value = f"{found['value']:.3f}"
+        if found["ci_low"] is not None:
+            value += f" ({found['ci_low']:.3f} to {found['ci_high']:.3f})"
         numbers = [f"{found[name]:.3f}" for name in ("class_alone", "p", "chance")]
         units = "slides" if kind == "slide" else "patients"
         of = f"{found['n_names']} of {found['n_units']} {units}"
@@ -350,16 +352,20 @@ def _interval(
     hit = units["hit"].to_numpy(np.float64)
     if other is not None:
         hit = hit - other["hit"].to_numpy(np.float64)
-    shape = (len(patients), int(name.max()) + 1)
-    sums, counts = np.zeros(shape), np.zeros(shape)
+    sums, counts = np.zeros((2, len(patients), int(name.max()) + 1))
     np.add.at(sums, (member, name), hit)
     np.add.at(counts, (member, name), 1.0)
-    one = np.zeros(len(units), dtype=np.int64)
+    one, of_rows = np.zeros(len(units), dtype=np.int64), patients[member]
     draws = []
-    for drawn in statistics.draw_clusters(one, patients[member], n_draws=n_draws, seed=seed):
+    for drawn in statistics.draw_clusters(one, of_rows, n_draws=n_draws, seed=seed):
         n = drawn @ counts
         means = np.divide(drawn @ sums, n, out=np.zeros_like(n), where=n > 0)
         draws.append(means.sum(axis=1) / (n > 0).sum(axis=1))
-    low, high = statistics.interval(np.concatenate(draws))
-    value = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
-    return {"value": value, "ci_low": low, "ci_high": high}
+    estimate = statistics.Estimate(
+        value=float((sums.sum(axis=0) / counts.sum(axis=0)).mean()),
+        draws=np.concatenate(draws),
+        acceleration=0.0,
+        df=statistics.degrees(one, of_rows, 1 / counts.sum(axis=0)[name]),
+        n_effective=len(patients) if other is None else None,
+    )
+    return estimate.describe("percentile")

@@ -69,15 +69,19 @@ class Answers:
 def read(
     path: Path,
     columns: Mapping[str, str],
+    remarks: Remarks,
     classes: Collection[str] = (),
     *,
     tiles: bool = False,
 ) -> Answers:
     """Read a file of predictions (comma, semicolon or tab separated, or parquet).
 
+    Rows of the training part are not read, which is said.
+
     Args:
         path: The file.
         columns: As for :func:`mil.foreign.shape.recognise`.
+        remarks: Gets what is to be said.
         classes: Names of classes that are known already.
         tiles: Whether a row is a tile.
 
@@ -94,6 +98,7 @@ def read(
         if name.lower() in ("label", "target", "y_true", "class"):
             names |= set(cells[name]) - {""}
     shape = recognise(cells, path, columns, names, tiles=tiles)
+    cells, kept = _tested(cells, shape, path, remarks)
     given = {ours: cells[theirs].str.strip() for ours, theirs in shape.fields.items()}
     rows = pd.DataFrame(given).reset_index(drop=True)
     if "slide_id" not in rows:
@@ -108,12 +113,10 @@ def read(
                 f"{int(empty.argmax()) + 1}"
             )
             raise InputError(message)
-    if "part" in rows:
-        rows["part"] = _parts(rows["part"], path)
     of = list(shape.scores.values())
     typed = _typed(path, of)
     found = [
-        typed[name] if name in typed else _numbers(cells[name], rows["slide_id"], path)
+        typed[name][kept] if name in typed else _numbers(cells[name], rows["slide_id"], path)
         for name in of
     ]
     scores = np.column_stack(found)
@@ -125,7 +128,8 @@ def read(
 def summed(answers: Answers, classes: tuple[str, ...], remarks: Remarks) -> Matrix:
     """Probabilities that sum to 1, in the order of ``classes``; a single one is filled up to 1.
 
-    Values that a file rounds to a few decimals may be off by as much as that makes.
+    Sums may be off by 0.001, as in our own tables. Values that a file rounds to a few decimals may
+    be off by as much as that makes; these are scaled, which is said.
 
     Returns:
         ``(n_rows, n_classes)``.
@@ -155,14 +159,15 @@ def summed(answers: Answers, classes: tuple[str, ...], remarks: Remarks) -> Matr
             )
             raise InputError(message)
         _require_range(answers)
+    order = [names.index(name) for name in classes]
     if off.max() > _TOLERANCE:
+        values = values / sums[:, None]
         remarks.notes.append(
             f"{path}: sums of probabilities are off 1 by up to {off.max():.2g}, as rounding makes "
             "them; they were scaled to sum 1"
         )
-    order = [names.index(name) for name in classes]
-    scaled: Matrix = (values / sums[:, None])[:, order]
-    return scaled
+    ordered: Matrix = values[:, order]
+    return ordered
 
 
 def few(names: Collection[str]) -> str:
@@ -180,8 +185,26 @@ def whole(column: pd.Series) -> pd.Series:
     return column
 
 
+def _tested(
+    cells: pd.DataFrame, shape: Shape, path: Path, remarks: Remarks
+) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
+    """Without rows of the training part; parts named as ours. Also which rows are kept."""
+    if "part" not in shape.fields:
+        return cells, np.ones(len(cells), dtype=np.bool_)
+    column = shape.fields["part"]
+    parts = _parts(cells[column], path)
+    kept = (parts != "train").to_numpy(dtype=np.bool_)
+    if not (parts == "test").any():
+        message = f"{path} has no row of the test part (it has {', '.join(sorted(set(parts)))})"
+        raise InputError(message)
+    if not kept.all():
+        n_left = int((~kept).sum())
+        remarks.notes.append(f"{path}: {n_left} row(s) of the training part are not scored")
+    return cells.assign(**{column: parts})[kept].reset_index(drop=True), kept
+
+
 def _parts(column: pd.Series, path: Path) -> pd.Series:
-    parts = column.str.lower().replace(_ENDS)
+    parts = column.str.strip().str.lower().replace(_ENDS)
     strange = sorted(set(column[~parts.isin(PARTS)]))
     if strange:
         message = (

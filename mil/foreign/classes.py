@@ -54,7 +54,9 @@ def named(answers: Answers, truth: Mapping[str, str], remarks: Remarks) -> Answe
     if open_ and not set(own) & set(allowed):
         by_slides = _by_slides(answers, truth, set(open_))
         if by_slides:
-            pairs = ", ".join(f"{ours} is {theirs}" for ours, theirs in sorted(by_slides.items()))
+            pairs = ", ".join(
+                f"{ours!r} is {theirs!r}" for ours, theirs in sorted(by_slides.items())
+            )
             remarks.notes.append(f"{answers.path}: by the labels of the same slides, class {pairs}")
         renamed |= by_slides
     rows = answers.rows.assign(

@@ -20,6 +20,7 @@ from mil.foreign import cohort as cohorts
 from mil.foreign.answers import Answers, Remarks, read
 from mil.foreign.tables import covered, of_file, of_tiles, once_each, one_fold_each
 from mil.predictions import SLIDES
+from mil.prepare import Progress
 from splits.artifacts import digest, file_digest, is_current, read_json, write_json, write_table
 from splits.errors import InputError, unknown
 from splits.identity.table import read_cells
@@ -58,8 +59,10 @@ def score(
     tiles: Path | None = None,
     columns: Mapping[str, str] | None = None,
     partial: bool = False,
+    label_order: Sequence[str] | None = None,
     n_draws: int | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Scored:
     """Score files of predictions; a second look at the same ones is not taken.
 
@@ -72,8 +75,10 @@ def score(
         tiles: Predictions of single tiles, for the tile level.
         columns: Our name, or ``p_<class>`` -> the name in the files, where not recognised.
         partial: Score the slides that every method predicts although others are known.
+        label_order: Classes from lowest to highest, if they have an order.
         n_draws: Bootstrap draws; None: as in a run.
         seed: Seed of the draws.
+        progress: Shows what is scored.
 
     Raises:
         InputError: Anything that cannot be scored as it is: see ``docs/predictions.md``.
@@ -96,7 +101,7 @@ def score(
     fold_of = test.set_index("slide_id")["fold"]
     of_single_tiles = None
     if tiles is not None:
-        found = cohort.matched(read(tiles, columns, classes, tiles=True), remarks)
+        found = cohort.matched(read(tiles, columns, remarks, classes, tiles=True), remarks)
         of_single_tiles = of_tiles(found, cohort, classes, fold_of, remarks)
 
     digests = {
@@ -110,7 +115,7 @@ def score(
         )
     }
     n_draws = Evaluate().bootstrap if n_draws is None else n_draws
-    scored = {**digests, "evaluate": digest({"n_draws": n_draws, "seed": seed})}
+    scored = {**digests, "evaluate": digest([n_draws, seed, label_order])}
     if not is_current(out / "metrics.json", scored):
         about = cohort.slides[cohort.slides["slide_id"].isin(predictions["slide_id"])]
         fold = about["slide_id"].map(fold_of).astype("Int64")
@@ -129,7 +134,13 @@ def score(
         }
         write_json(out / SOURCE, source, digests)
         evaluate.evaluate(
-            out, n_draws=n_draws, seed=seed, digests=scored, cautions=remarks.cautions
+            out,
+            n_draws=n_draws,
+            seed=seed,
+            order=label_order,
+            digests=scored,
+            cautions=remarks.cautions,
+            progress=progress,
         )
     metrics = read_json(out / "metrics.json")
     return Scored(metrics, tuple(remarks.notes), tuple(remarks.cautions))
@@ -164,12 +175,13 @@ def _read(
 ) -> tuple[list[Answers], cohorts.Cohort]:
     """The files with ids and classes as the labels have them, and the cohort."""
     if slides is None:
-        files = _methods([read(path, columns) for _, path in named], named)
+        files = _methods([read(path, columns, remarks) for _, path in named], named)
         cohort, files = cohorts.of_files(files, _unit(files, remarks), remarks)
         return files, cohort
     # Classes may be names of columns; whether a row is a slide or a patient the files say.
     labels = set(cohorts.of_table(slides, columns, "slide", Remarks()).labels.values())
-    files = _methods([read(path, columns, labels) for _, path in named], named)
+    read_ = [read(path, columns, remarks, labels) for _, path in named]
+    files = _methods(read_, named)
     cohort = cohorts.of_table(slides, columns, _unit(files, remarks), remarks)
     matched = [cohort.matched(found, remarks) for found in files]
     return [naming.named(found, cohort.labels, remarks) for found in matched], cohort

@@ -221,7 +221,9 @@ def _named(free: Collection[str], label: str | None) -> Iterator[dict[str, str]]
     predicted = {_key(word) for word in _PREDICTED}
     for pattern in [*_SCORES, *own]:
         matches = {
-            name: re.fullmatch(pattern, name, re.I) for name in free if _key(name) not in predicted
+            name: re.fullmatch(pattern, name, re.I | re.S)
+            for name in free
+            if _key(name) not in predicted
         }
         yield {match["name"]: name for name, match in matches.items() if match}
 

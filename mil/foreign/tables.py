@@ -18,8 +18,8 @@ __all__ = ["covered", "of_file", "of_tiles", "once_each", "one_fold_each"]
 def of_file(answers: Answers, classes: tuple[str, ...], remarks: Remarks) -> pd.DataFrame:
     """The rows of one file, ``slide_id, fold, part, method, predicted, p_<class>…``.
 
-    ``fold`` is text, empty where the file has none. Training rows are left out, which is said.
-    What is predicted stands as the file has it; without, it is the most probable class.
+    ``fold`` is text, empty where the file has none. What is predicted stands as the file
+    has it; without, it is the most probable class.
     """
     probabilities = summed(answers, classes, remarks)
     rows = answers.rows
@@ -50,17 +50,7 @@ def of_file(answers: Answers, classes: tuple[str, ...], remarks: Remarks) -> pd.
         }
     )
     table[[f"p_{name}" for name in classes]] = probabilities
-    counts = table["part"].value_counts()
-    if "test" not in counts:
-        message = (
-            f"{answers.path} has no row of the test part (it has {', '.join(sorted(counts.index))})"
-        )
-        raise InputError(message)
-    if "train" in counts:
-        remarks.notes.append(
-            f"{answers.path}: {counts['train']} row(s) of the training part are not scored"
-        )
-    return table[table["part"] != "train"]
+    return table
 
 
 def once_each(table: pd.DataFrame) -> pd.DataFrame:

@@ -106,8 +106,8 @@ def _thresholds(found: Mapping[str, Any]) -> dict[str, Any]:
         {
             "Method": heading(name),
             "Thresholds": [fold.get("value") for fold in entry.get("folds") or []],
-            "Balanced accuracy": tables.scored(entry.get("balanced_accuracy")),
-            "Without threshold": tables.scored(entry.get("argmax")),
+            "Balanced accuracy": tables.number(entry.get("balanced_accuracy")),
+            "Without threshold": tables.number(entry.get("argmax")),
         }
         for name, entry in (found.get("methods") or {}).items()
     ]

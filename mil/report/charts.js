@@ -26,6 +26,7 @@
   const paper = matchMedia("print");
   const width = (place) => (place.closest(".pair") ? 330 : 640);
   const draw = async (place) => {
+    await new Promise((next) => setTimeout(next)); // a promise alone would not let the reader in
     const { data, layout } = charts[place.id];
     await Plotly.newPlot(place, data, layout, { displayModeBar: false, responsive: true });
     await Plotly.relayout(place, theme());

@@ -54,6 +54,8 @@ def draw(
     if tiles is None or tiles.empty:
         return {"why": "No map: no tile table says where the tiles of this slide lie."}
     lost = int(tiles[["x_px", "y_px"]].isna().any(axis=1).sum())
+    if not thumbnails.can_read and not lost:
+        return {"why": "No map: the tiles were not at hand when this page was made."}
     try:
         where = places(tiles)
     except InputError:

@@ -23,14 +23,14 @@ from mil.config import Config
 from mil.experiments import gap_page
 from mil.experiments.gap import measure
 from mil.experiments.schemes import deal
-from mil.run import run
+from mil.run import evaluate_run, prepare_run, train_run
 from splits import tiles
 from splits.artifacts import digests_of, file_digest, read_json, read_table
 from splits.errors import InputError
 
 from .conftest import smoke
 
-DIM, N_PATIENTS, N_TILES = 24, 20, 6
+DIM, N_PATIENTS, N_TILES = 32, 20, 8
 
 
 def quiet(_: str) -> None:
@@ -64,7 +64,7 @@ def config(base: Path, *more: str) -> Config:
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("gap")
-    files(base, signature=1.0)
+    files(base, signature=1.5)
     measure(base / "out", config(base), n_seeds=2, say=quiet)
     return base
 
@@ -72,6 +72,13 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def result(signed: Path) -> dict[str, Any]:
     return read_json(signed / "out" / "gap.json")
+
+
+def trained(path: Path, made: Config) -> None:
+    """An ordinary run up to its scores."""
+    prepare_run(path, made, quiet)
+    train_run(path, made, quiet)
+    evaluate_run(path, made)
 
 
 def gap(result: dict[str, Any], a: str, b: str, method: str | None = None) -> dict[str, Any]:
@@ -91,7 +98,7 @@ def test_a_signature_of_slides_is_a_gap_and_the_interval_says_so(result: dict[st
 
 def test_without_a_signature_the_interval_contains_0(tmp_path: Path) -> None:
     files(tmp_path, signature=0.0)
-    found = measure(tmp_path / "out", config(tmp_path), n_seeds=2, null=False, say=quiet)
+    found = measure(tmp_path / "out", config(tmp_path), n_seeds=1, null=False, say=quiet)
     assert found is not None
     for method in (None, "vote"):
         one = gap(found, "tile", "patient", method)
@@ -124,7 +131,7 @@ def test_the_audit_refuses_what_leaks(result: dict[str, Any]) -> None:
 def test_the_split_of_patients_is_that_of_a_run_to_the_last_digit(
     signed: Path, result: dict[str, Any], tmp_path: Path
 ) -> None:
-    run(tmp_path / "run", config(signed), quiet)
+    trained(tmp_path / "run", config(signed))
     metrics = read_json(tmp_path / "run" / "metrics.json")
     patient = next(s for s in result["schemes"] if s["scheme"] == "patient")
     for metric in ("accuracy", "auroc"):
@@ -296,7 +303,7 @@ def test_a_frozen_encoder_reads_every_tile_once(tmp_path: Path) -> None:
         "mil.aggregators=[{name: mean}]", "mil.epochs=1", "identity.content=false",
         "data.phantom.slides=12", "data.phantom.sites=1",
     )  # fmt: skip
-    run(tmp_path / "run", made, quiet)
+    trained(tmp_path / "run", made)
     found = measure(tmp_path / "out", made, n_seeds=1, null=False, say=quiet)
     assert found is not None
     metrics = read_json(tmp_path / "run" / "metrics.json")

@@ -14,7 +14,12 @@ from mil.run import run
 
 from .conftest import smoke
 
-STAGES = {"aggregators, epochs", "predictions, slides", "tiles taken away, slides"}
+STAGES = {
+    "aggregators, epochs",
+    "predictions, slides",
+    "tiles taken away, slides",
+    "scores, methods and files",
+}
 
 
 class Bars:
@@ -33,6 +38,9 @@ class Bars:
 def test_what_is_done_counts_at_once_and_every_bar_ends(copied: Path) -> None:
     shutil.rmtree(copied / "encoder" / "fold0")
     shutil.rmtree(copied / "aggregators" / "abmil" / "fold0")
+    made = ("features/fold0.npy", "attention.parquet", "perturbation.parquet", "metrics.json")
+    for name in made:
+        (copied / name).unlink()
     bars = Bars()
     run(copied, smoke(), say=lambda _: None, progress=bars)
     stages = {*STAGES, "encoders, epochs", "features of fold 0, tiles"}

@@ -19,7 +19,7 @@ from mil.calibration import (
     reliability_bins,
     temper,
 )
-from mil.statistics import calibration_error
+from mil.metrics import calibration_error
 from splits.errors import InputError
 
 CLASSES = ["a", "NA", "p_x"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 
 from mil import select, selection, settings
 from mil.aggregators.voting import Votes
@@ -73,6 +73,23 @@ def test_the_order_of_candidates_matters_for_ties_alone(criterion: selection.Cri
         assert as_good[order[winner]]
         best = scores.mean(1).argmin() if criterion == "log_loss" else scores.mean(1).argmax()
         assert as_good[best]
+
+
+def test_the_best_of_useless_candidates_is_at_chance_outside_alone() -> None:
+    """Six candidates that guess: the best inside and the best on test both look good."""
+    rng = np.random.default_rng(2)
+    truth = np.repeat([0, 1], 5)
+    inside, outside, naive = [], [], []
+    for _ in range(150):
+        shares = rng.random((6, 5, 10))  # candidates, four inner folds and the test, slides
+        areas = np.array([[roc_auc_score(truth, share) for share in each] for each in shares])
+        winner, _ = selection.decide(areas[:, :4], "auroc")
+        inside.append(areas[:, :4].mean(axis=1).max())
+        outside.append(areas[winner, 4])
+        naive.append(areas[:, 4].max())
+    assert np.mean(inside) > 0.58
+    assert np.mean(naive) > 0.65
+    assert abs(np.mean(outside) - 0.5) < 0.05
 
 
 # --- the folds within ------------------------------------------------------------------------

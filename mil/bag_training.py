@@ -95,11 +95,13 @@ def fit_shuffled(
     """Train one model of each method on labels that mean nothing, all else being the same.
 
     Whole patients of the training part swap their labels, those of the validation part among
-    themselves; data, first weights and order of the bags are those of the first seed.
+    themselves. The seed is another one, as between members of an ensemble: first weights in common
+    would make maps alike whatever was learned.
     """
     features, made_from = encode.bag_features(run, config, fold)
     mixed = shuffled(fold, config.seed)
-    single = config.model_copy(update={"mil": config.mil.model_copy(update={"seeds": 1})})
+    one = config.mil.model_copy(update={"seeds": 1})
+    single = config.model_copy(update={"mil": one, "seed": derive(config.seed, "shuffled")})
     for choice in config.mil.aggregators:
         if choice.name in methods:
             home = shuffled_home(run, choice.name)

@@ -69,6 +69,7 @@ LAYERS = [
         "mil.seal",
         "mil.evaluate",
         "mil.beside",
+        "mil.flips",
         "mil.evidence",
         "mil.foreign",
         "mil.reliability",

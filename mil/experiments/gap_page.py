@@ -79,8 +79,11 @@ def _null_sentence(scheme: str, scores: Result) -> str:
     entry = scores["tile"].get("auroc")
     if entry is None:
         return f"With shuffled labels and {NAMES[scheme]} there is no AUROC: a class is absent."
-    value = f"{entry['value']:.3f} ({entry['ci_low']:.3f} to {entry['ci_high']:.3f})"
-    chance = entry["ci_low"] <= _CHANCE <= entry["ci_high"]
+    value, low, high = (entry[name] for name in ("value", "ci_low", "ci_high"))
+    # All draws alike, as where every tile is right: the value is its own interval.
+    low, high = (value, value) if low is None else (low, high)
+    chance = low <= _CHANCE <= high
+    value = f"{value:.3f} ({low:.3f} to {high:.3f})"
     if scheme == "tile":
         return (
             "With labels shuffled over patients, so that there is nothing to learn, single tiles "

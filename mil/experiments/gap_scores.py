@@ -5,9 +5,9 @@ tiles together, so it rests on as many tiles under a split of tiles, where they 
 folds, as where they come from one.
 
 Schemes are compared on the same draws. A draw takes patients with replacement, in strata of their
-classes (:func:`mil.statistics.bootstrap`), and as many seeds with replacement as there are, the
+classes, as every run does (:mod:`mil.scores`), and as many seeds with replacement as there are, the
 same for all schemes; its value is the mean over the drawn seeds. So an interval holds both who was
-in the cohort and how folds and weights fell.
+in the cohort and how folds and weights fell; with one seed it is that of a run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import pandas as pd
 from mil import statistics
 from mil.aggregators.voting import VOTES
 from mil.config import Choice
-from mil.metrics import point
 from mil.predictions import UNTRAINED, class_names, method_names, read_slides, read_tiles
+from mil.scores import score
 from mil.seeds import generator
+from mil.statistics import Estimate
 from splits.errors import InputError
 
 __all__ = [
@@ -71,15 +72,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Scores:
-    """Values and draws of one scheme, by ``tile`` or method and then by metric.
+    """One scheme, by ``tile`` or method and then by metric, undefined ones left out.
 
     Attributes:
-        values: One a seed, ``(n_seeds,)``.
-        draws: Means over drawn seeds, ``(n_draws,)``.
+        by_seed: Value of each seed, ``(n_seeds,)``.
+        mean: Their mean, with draws that are means over drawn seeds.
     """
 
-    values: dict[str, dict[str, Matrix]] = field(repr=False)
-    draws: dict[str, dict[str, Matrix]] = field(repr=False)
+    by_seed: dict[str, dict[str, Matrix]] = field(repr=False)
+    mean: dict[str, dict[str, Estimate]] = field(repr=False)
 
 
 def pooled(
@@ -188,25 +189,35 @@ def scores(
     slide_of = dict(zip(table["tile_id"], table["slide_id"].astype(str), strict=True))
     patient_of = dict(zip(table["slide_id"].astype(str), table["patient_id"], strict=True))
     picks = _picks(len(answers), n_draws, seed)
-    values: dict[str, dict[str, Matrix]] = {}
-    draws: dict[str, dict[str, Matrix]] = {}
+    by_seed: dict[str, dict[str, Matrix]] = {}
+    mean: dict[str, dict[str, Estimate]] = {}
     for name in answers[0].ids:
-        of_seed = []
+        found = []
         for said, label in zip(answers, labels, strict=True):
             ids = said.ids[name]
             slides = [slide_of[one] for one in ids] if name == TILE else ids
             truth = label[slides].to_numpy(dtype=np.int64)
             who = np.array([str(patient_of[slide]) for slide in slides], dtype=object)
-            rows = (truth, said.predicted[name], said.probabilities[name])
-            drawn = statistics.bootstrap(*rows, who, n_draws=n_draws, seed=seed)
-            of_seed.append((point(*rows), drawn))
-        defined = [m for m in METRICS if all(m in drawn for _, drawn in of_seed)]
-        values[name] = {m: np.array([point[m] for point, _ in of_seed]) for m in defined}
-        draws[name] = {
-            m: np.take_along_axis(np.stack([d[m] for _, d in of_seed]), picks, axis=0).mean(axis=0)
-            for m in defined
-        }
-    return Scores(values, draws)
+            rows = (truth, said.predicted[name], said.probabilities[name], who)
+            found.append(score(*rows, n_draws=n_draws, seed=seed).overall)
+        defined = [m for m in METRICS if all(one[m].value is not None for one in found)]
+        by_seed[name] = {m: np.array([one[m].value for one in found]) for m in defined}
+        mean[name] = {m: _mean([one[m] for one in found], picks) for m in defined}
+    return Scores(by_seed, mean)
+
+
+def _mean(of_seeds: Sequence[Estimate], picks: Ints) -> Estimate:
+    """The mean over seeds; patients are the same in all, and so are degrees and skewness nearly."""
+    if len(of_seeds) == 1:
+        return of_seeds[0]
+    draws = np.stack([one.draws for one in of_seeds])  # (n_seeds, n_draws)
+    return Estimate(
+        value=float(np.mean([one.value for one in of_seeds if one.value is not None])),
+        draws=np.take_along_axis(draws, picks, axis=0).mean(axis=0),
+        acceleration=float(np.mean([one.acceleration for one in of_seeds])),
+        df=min(one.df for one in of_seeds),
+        n_effective=of_seeds[0].n_effective,
+    )
 
 
 def _picks(n_seeds: int, n_draws: int, seed: int) -> Ints:
@@ -216,13 +227,13 @@ def _picks(n_seeds: int, n_draws: int, seed: int) -> Ints:
 
 def summary(found: Scores) -> dict[str, Any]:
     """``tile`` and ``slide`` -> method: metric -> value, interval and the value of each seed."""
-    entries = {}
-    for name, metrics in found.values.items():
-        entries[name] = {
-            metric: {"value": float(values.mean()), **_interval(found.draws[name][metric])}
-            | {"by_seed": values.tolist()}
-            for metric, values in metrics.items()
+    entries = {
+        name: {
+            metric: {**estimate.describe(), "by_seed": found.by_seed[name][metric].tolist()}
+            for metric, estimate in metrics.items()
         }
+        for name, metrics in found.mean.items()
+    }
     return {TILE: entries.pop(TILE), "slide": entries}
 
 
@@ -242,9 +253,9 @@ def gaps(found: Mapping[str, Scores]) -> list[dict[str, Any]]:
     if len(names) > 2:
         pairs += [(names[0], last) for last in names[2:]]
     rows: list[dict[str, Any]] = []
-    for name, metrics in found[names[0]].values.items():
+    for name, metrics in found[names[0]].mean.items():
         for metric in metrics:
-            if not all(metric in found[scheme].values[name] for scheme in names):
+            if not all(metric in found[scheme].mean[name] for scheme in names):
                 continue
             whole = _paired(found, names[0], names[-1], name, metric)
             for a, b in pairs:
@@ -258,17 +269,13 @@ def gaps(found: Mapping[str, Scores]) -> list[dict[str, Any]]:
 
 
 def _paired(found: Mapping[str, Scores], a: str, b: str, name: str, metric: str) -> dict[str, Any]:
-    by_seed = found[a].values[name][metric] - found[b].values[name][metric]
-    of_a, of_b = (found[scheme].draws[name][metric] for scheme in (a, b))
+    by_seed = found[a].by_seed[name][metric] - found[b].by_seed[name][metric]
+    one, other = (found[scheme].mean[name][metric] for scheme in (a, b))
+    difference = float(by_seed.mean())
     return {
-        **statistics.paired(of_a, of_b, float(by_seed.mean())),
+        **statistics.paired(one.draws, other.draws, difference, min(one.df, other.df)),
         "by_seed": by_seed.tolist(),
     }
-
-
-def _interval(draws: Matrix) -> dict[str, float]:
-    low, high = statistics.interval(draws)
-    return {"ci_low": low, "ci_high": high}
 
 
 def _probabilities(rows: pd.DataFrame, classes: Sequence[str]) -> Matrix:

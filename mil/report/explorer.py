@@ -122,6 +122,10 @@ def flags(inputs: Inputs, method: str) -> dict[str, list[str]]:
         marks.setdefault(str(slide["slide_id"]), []).append("heterogeneous")
     if inputs.answers is not None:
         own = inputs.answers[inputs.answers["method"] == method]
+        # Where no threshold could be set every slide is, and the mark would tell none apart.
+        sets = ((inputs.calibration or {}).get("conformal") or {}).get(method) or {}
+        blind = {fold["fold"] for fold in sets.get("folds") or [] if fold["threshold"] is None}
+        own = own[~own["fold"].isin(blind)]
         for slide in own.loc[own["answer"].astype(str) == "not sure", "slide_id"]:
             marks.setdefault(str(slide), []).append("not sure")
     return marks

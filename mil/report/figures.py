@@ -242,7 +242,7 @@ def chart(figure: go.Figure, name: str, caption: str, height_px: int) -> Chart:
         template=go.layout.Template(), height=height_px, dragmode=False,
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 8, "r": 12, "t": 12, "b": 8}, font={"size": 13},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+        legend={"orientation": "h", "y": 1.05, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         hoverlabel={"align": "left"},
     )  # fmt: skip
     return Chart(name, caption, caption, json.loads(str(figure.to_json())), height_px)

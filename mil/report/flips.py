@@ -17,7 +17,7 @@ from mil.report.pictures import Picture, ReadTile, read_or_none, thumbnail
 __all__ = ["section"]
 
 MAX_STRIPS: Final = 6
-_PICTURES: Final = 5
+_PICTURES: Final = 4
 _RIGHT: Final = {"vote": "the vote", "neither": "neither"}
 _MIXED: Final = (
     ("heterogeneous", "on heterogeneous slides"),
@@ -156,4 +156,5 @@ def _seen(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> tables.Table | 
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return tables.text(None) if value is None else f"{value:.{digits}f}"
+    # Adding 0 takes the sign of what rounds to zero.
+    return tables.text(None) if value is None else f"{round(value, digits) + 0:.{digits}f}"

@@ -27,7 +27,7 @@ def section(inputs: Inputs) -> dict[str, Any]:
     return {
         "known": inputs.evidence is not None,
         "rule": found.get("rule"),
-        "table": tables.grid(rows),
+        "table": tables.grid(_measured(rows)),
         "notes": list(dict.fromkeys(notes)),
         "charts": _charts(inputs, methods),
         "localisation": _localisation(inputs.localisation),
@@ -43,11 +43,21 @@ def _row(method: str, measure: str, result: Entry) -> dict[str, Any]:
         row[f"{words} shown"] = entry.get("verdict")
     agreement = result.get("agreement") or {}
     row["Agreement of seeds"] = tables.scored(agreement)
+    row["On the top tenth"] = tables.scored(agreement.get("top_tenth") or {})
     shuffled = result.get("shuffled") or {}
     row["Agreement with shuffled labels"] = tables.scored(shuffled.get("agreement") or {})
     control = (shuffled.get("deletion") or {}).get("difference") or {}
     row["Deletion, shuffled labels"] = tables.scored(control)
     return row
+
+
+def _measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the columns that hold nothing: the notes say what was not measured."""
+    empty = {None, tables.text(None)}
+    kept = [
+        name for name in (rows[0] if rows else {}) if any(row[name] not in empty for row in rows)
+    ]
+    return [{name: row[name] for name in kept} for row in rows]
 
 
 def _notes(method: str, result: Entry) -> list[str]:

@@ -189,6 +189,12 @@ def _sure(inputs: Inputs) -> str | None:
         f"true one for {percent(covered['value'])} of slides ({interval(covered)})"
     )
     n, doubts = inputs.metrics["n"].get("slides"), sets.get("n_not_sure")
+    folds = sets.get("folds") or []
+    if folds and all(fold.get("threshold") is None for fold in folds):
+        return (
+            f"No fold has validation patients enough to say when {title(method)} can be sure at "
+            f"{level}, so no slide gets a sure answer."
+        )
     if doubts is None:
         return f"{text}."
     text += f" and is not sure on {doubts} of {n}"

@@ -30,7 +30,7 @@ from splits.errors import InputError
 
 from .conftest import smoke
 
-DIM, N_PATIENTS, N_TILES = 24, 20, 6
+DIM, N_PATIENTS, N_TILES = 32, 20, 8
 
 
 def quiet(_: str) -> None:
@@ -64,7 +64,7 @@ def config(base: Path, *more: str) -> Config:
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("gap")
-    files(base, signature=1.0)
+    files(base, signature=1.5)
     measure(base / "out", config(base), n_seeds=2, say=quiet)
     return base
 

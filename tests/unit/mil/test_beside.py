@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil.beside import MARGIN, flips, mixed, tiles_seen, votes, write
+from mil.beside import MARGIN, mixed, tiles_seen, write
+from mil.flips import flips, votes
 from splits.artifacts import read_json, write_table
 from splits.errors import InputError
 

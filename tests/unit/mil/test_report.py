@@ -18,6 +18,7 @@ from PIL import Image
 from mil.aggregators import AGGREGATORS
 from mil.aggregators.voting import VOTES
 from mil.report import build
+from mil.report.explorer import flags
 from mil.report.figures import label
 from mil.report.inputs import read, true_probability
 from mil.report.names import METHODS, heading, title
@@ -326,6 +327,9 @@ def test_every_result_is_shown(tmp_path: Path) -> None:
 
 def test_every_section_leads_to_how_it_was_made(tmp_path: Path) -> None:
     page = Page(build(add_results(make_run(tmp_path, n_slides=9)), read_tile=None))
+    pages = set(re.findall(r"More in (docs/\w+\.md)", page.text))
+    assert len(pages) > 7
+    assert all((Path(__file__).parents[3] / name).exists() for name in pages)
     told = {a["id"] for tag, a in page.tags if tag == "dt" and "id" in a}
     asked = {a["href"][1:] for tag, a in page.tags if tag == "a" and "#how-" in a["href"]}
     assert len(told) > 25
@@ -354,3 +358,14 @@ def test_predictions_of_slides_alone_make_a_page(tmp_path: Path) -> None:
     page = Page(build(bare, read_tile=None))
     assert "Single tiles were not predicted" in page.text
     assert {slide["patient"] for slide in page.slides()["slides"]} >= {"P1", "P2"}
+
+
+def test_a_fold_without_threshold_marks_no_slide_as_doubtful(tmp_path: Path) -> None:
+    run = add_results(make_run(tmp_path, n_slides=9))
+    found = json.loads((run / "calibration.json").read_text())
+    for fold in found["conformal"]["abmil"]["folds"]:
+        fold["threshold"] = None
+    write_json(run / "calibration.json", found, {})
+    inputs = read(run)
+    assert not any("not sure" in marks for marks in flags(inputs, "abmil").values())
+    assert any("no slide gets a sure answer" in point for point in verdict(inputs)["points"])

@@ -68,6 +68,9 @@ def channels(
     out: Annotated[
         Path | None, typer.Option(help="Folder; default runs/channels/<name of the config>.")
     ] = None,
+    rows: Annotated[
+        str, typer.Option(help="Some rows only, as in rgb,he,he-fixed.", show_default=False)
+    ] = "",
     json: Json = False,
 ) -> None:
     """RGB, H, E and H+E on one split, with stain vectors a slide and without; paired tests."""
@@ -77,12 +80,12 @@ def channels(
     folder = out or Path("runs", "channels") / run_name(config)
     loaded = configuration.load(config, settings or ())
     with screen() as view:
-        result = run_all(folder, loaded, view.say, view.progress)
+        only = [name.strip() for name in rows.split(",") if name.strip()]
+        result = run_all(folder, loaded, view.say, view.progress, only=only)
     if json:
         print_json(result)
         return
-    title, columns, rows = table_of(result)
-    print_table(title, columns, rows)
+    print_table(*table_of(result))
     for absent in result["not_run"]:
         say_warning(f"{absent['row']} ({absent['words']}): {absent['reason']}", "not run")
     typer.echo(f"page: {folder / 'channels.html'}")

@@ -13,7 +13,7 @@ values are corrected (Holm 1979) over the pairs of one column, a level and a met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +39,7 @@ from splits.artifacts import (
     write_csv,
     write_json,
 )
-from splits.errors import InputError
+from splits.errors import InputError, unknown
 
 __all__ = ["Row", "channels", "proof_of", "require_one", "rows_of"]
 
@@ -102,7 +102,12 @@ def rows_of(config: Config) -> list[Row]:
 
 
 def channels(
-    out: Path, config: Config, say: Say, progress: Progress | None = None
+    out: Path,
+    config: Config,
+    say: Say,
+    progress: Progress | None = None,
+    *,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run every row and compare them: ``channels.json``, ``channels.csv``, ``channels.html``.
 
@@ -111,13 +116,14 @@ def channels(
         config: Of the rows; its ``encoder.channels`` and ``stain.method`` are set by each row.
         say: Called with a line a step.
         progress: Of long steps.
+        only: Names of rows; all of them if empty.
 
     Returns:
         The content of ``channels.json``.
 
     Raises:
-        InputError: The config starts from features, no row can be run, or a row holds other tiles
-            or another split than the cohort.
+        InputError: The config starts from features, there is no row of a name, none can be run, or
+            one holds other tiles or another split than the cohort.
         NegativeVerdictError: No slide-level split exists, or the split leaks.
     """
     if config.data.features is not None:
@@ -127,7 +133,7 @@ def channels(
         )
         raise InputError(message)
     cohort = out / "cohort"
-    rows, absent = _possible(config, cohort)
+    rows, absent = _possible(config, cohort, only)
     prepare_run(cohort, config, say, progress)
     for row in rows:
         say(f"{row.name}: {row.words}")
@@ -154,12 +160,20 @@ def channels(
     return result
 
 
-def _possible(config: Config, cohort: Path) -> tuple[list[Row], list[dict[str, str]]]:
+def _possible(
+    config: Config, cohort: Path, only: Sequence[str]
+) -> tuple[list[Row], list[dict[str, str]]]:
     """Rows that the encoder can do, and the others with the reason; before any work starts."""
     train.check(config)
+    asked = {row.name: row for row in rows_of(config)}
+    for name in only:
+        if name not in asked:
+            raise unknown(kind="row", given=name, allowed=asked)
     verdicts: dict[str, str | None] = {}
     rows, absent = [], []
-    for row in rows_of(config):
+    for row in asked.values():
+        if only and row.name not in only:
+            continue
         own = row.of(config, cohort)
         if row.channels not in verdicts:
             try:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 
 from mil.experiments.gap_picture import NAMES, picture, points
+from mil.report.names import title
 from mil.report.templates import inline, write_page
 from splits.artifacts import atomic, read_json, write_csv
 
@@ -114,7 +115,7 @@ def _points(gap: Result) -> str:
 def score_rows(result: Result) -> list[list[str]]:
     """Head and rows: every scheme with its audit and the accuracy of tiles and methods."""
     methods = list(next(s for s in result["schemes"] if s["run"])["slide"])
-    rows = [["split", "audit", "single tiles", *methods]]
+    rows = [["split", "audit", "single tiles", *map(title, methods)]]
     for scheme in result["schemes"]:
         name = NAMES[scheme["scheme"]]
         if not scheme["run"]:
@@ -130,7 +131,14 @@ def score_rows(result: Result) -> list[list[str]]:
 def gap_rows(result: Result) -> list[list[str]]:
     """Head and rows: every step in points, for tiles and methods, and the share of the whole."""
     methods = [None, *next(s for s in result["schemes"] if s["run"])["slide"]]
-    rows = [["gap in accuracy, points", "single tiles", "share of it", *methods[1:]]]
+    rows = [
+        [
+            "gap in accuracy, points",
+            "single tiles",
+            "share of it",
+            *map(title, filter(None, methods)),
+        ]
+    ]
     pairs = list(dict.fromkeys((gap["from"], gap["to"]) for gap in result["gaps"]))
     for a, b in pairs:
         found = [_gap(result, a, b, method) for method in methods]
@@ -147,7 +155,7 @@ def null_rows(result: Result) -> list[list[str]]:
     if not schemes:
         return []
     methods = list(next(iter(schemes.values()))["slide"])
-    rows = [["AUROC with shuffled labels", "single tiles", *methods]]
+    rows = [["AUROC with shuffled labels", "single tiles", *map(title, methods)]]
     for name, of in schemes.items():
         entries = [of["tile"], *(of["slide"][method] for method in methods)]
         rows.append([NAMES[name], *(_cell(e.get("auroc")) for e in entries)])

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from mil.report.names import title
+
 __all__ = ["NAMES", "picture", "points", "shown_methods"]
 
 NAMES: Final = {
@@ -95,7 +97,7 @@ def _frame(metric: str, chance: float) -> list[str]:
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
         f'stroke-dasharray="2 4" style="stroke: {_SOFT}"/>'
     )
-    lines.append(_text(_WIDTH - _RIGHT, y - 5, "commonest class", _SOFT, anchor="end", size=11))
+    lines.append(_text(_LEFT + 4, y - 5, "commonest class", _SOFT, size=11))
     lines.append(_text(16, _TOP - 14, metric.replace("_", " "), _SOFT))
     return lines
 
@@ -221,7 +223,7 @@ def _of(scheme: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _called(name: str) -> str:
-    return {"tile": "single tiles", "vote": "slides, by vote"}.get(name, f"slides, {name}")
+    return {"tile": "single tiles", "vote": "slides, by vote"}.get(name, f"slides, {title(name)}")
 
 
 def _y(value: float) -> float:

@@ -157,7 +157,7 @@ def fit(
     placed = None
     if getattr(AGGREGATORS.get(choice.name), "takes_positions", False):
         placed = positions_of(run, fold, settings.bags)
-    fold = fold.of_patients() if settings.bags == "patient" else fold
+    fold = fold.in_bags(settings.bags)
     bags = Bags(features, fold.rows_by_slide, fold.labels, placed)
     # Neither the other methods nor the number of seeds changes a weight.
     own = settings.model_dump(mode="json", exclude={"aggregators", "votes", "seeds"})

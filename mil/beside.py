@@ -62,11 +62,11 @@ def write(
         InputError: Tables of answers from fewer tiles are of other predictions.
     """
     draws = {"n_draws": n_draws, "seed": seed}
-    scores = _optional(run / "tile_scores.parquet")
     listed = None
     if rival is not None:
-        extra = None if scores is None else read_scores(run / "tile_scores.parquet")
-        listed = flips(predictions, tile_rows, attention, extra, patients, rival)
+        path = run / "tile_scores.parquet"
+        scores = read_scores(path) if path.exists() else None
+        listed = flips(predictions, tile_rows, attention, scores, patients, rival)
     of_tiles = None if tile_rows is None else votes(tile_rows)
     seen = _perturbed(run, "tiles_seen")
     found = {

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mil.metrics import confidence_bins
+from mil.predictions import class_indices, probabilities_of
 from splits.errors import InputError
 
 __all__ = [
@@ -26,7 +28,6 @@ __all__ = [
     "fit_temperature",
     "fit_threshold",
     "patient_weights",
-    "probabilities_of",
     "reliability_bins",
     "require_validation",
     "temper",
@@ -37,7 +38,6 @@ FLOOR: Final = 1e-3
 0 at every temperature: one such slide would cost an infinite loss."""
 _PRIOR_SD: Final = 0.5
 _LARGEST: Final = 20.0
-_N_BINS: Final = 15
 _TESTED: Final = (
     "what is tuned on test slides cannot be judged by them any more: temperatures, thresholds and "
     "conformal sets are fitted on validation slides"
@@ -91,7 +91,7 @@ def fit_temperature(table: pd.DataFrame, classes: Sequence[str], patients: pd.Se
     """
     _require_one_fold(table)
     log_p = np.log(_floored(probabilities_of(table, classes)))
-    truth = pd.Index(classes, dtype=object).get_indexer(table["label"])
+    truth = class_indices(table["label"], classes)
     weight = patient_weights(patients[table["slide_id"]].to_numpy(dtype=object))
     low, high = -np.log(_LARGEST), np.log(_LARGEST)
     # The penalised loss may have two valleys: each grid is as fine as the next one is wide.
@@ -175,8 +175,7 @@ def reliability_bins(right: npt.NDArray[np.bool_], confidence: FloatArray) -> li
     Returns:
         ``low, high, n, confidence, accuracy`` a bin, open below and closed above.
     """
-    edges = np.linspace(0, 1, _N_BINS + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, _N_BINS - 1)
+    bins, edges = confidence_bins(confidence)
     return [
         {
             "low": float(edges[k]),
@@ -187,13 +186,6 @@ def reliability_bins(right: npt.NDArray[np.bool_], confidence: FloatArray) -> li
         }
         for k in np.unique(bins)
     ]
-
-
-def probabilities_of(table: pd.DataFrame, classes: Sequence[str]) -> FloatArray:
-    """``(n, n_classes)`` float64, rows that sum to 1 to the last bit that float64 has."""
-    values = table[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    scaled: FloatArray = values / values.sum(axis=1, keepdims=True)
-    return scaled
 
 
 def patient_weights(patients: npt.NDArray[Any]) -> FloatArray:

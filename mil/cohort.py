@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from splits import tiles
 from splits.artifacts import digest, digests_of, require_digests
 from splits.errors import InputError
 
-__all__ = ["Fold", "KnownLabels", "folds_of", "label_names", "positions_of"]
+__all__ = ["Fold", "KnownLabels", "class_order", "folds_of", "label_names", "positions_of"]
 
 
 class KnownLabels(dict[str, int]):
@@ -136,6 +137,10 @@ class Fold:
         """Slides that no weight of this fold may have met: validation and test."""
         return {*self.slides["val"], *self.slides["test"]}
 
+    def in_bags(self, bags: Literal["slide", "patient"]) -> Fold:
+        """With one bag a slide, as it is, or one a patient (:meth:`of_patients`)."""
+        return self.of_patients() if bags == "patient" else self
+
     def of_patients(self) -> Fold:
         """The same fold with patients in the place of slides: one bag each.
 
@@ -224,6 +229,11 @@ def positions_of(run: Path, fold: Fold, bags: str) -> dict[str, npt.NDArray[np.i
     return {p: placed[s] for s, p in patients.items() if n_slides[p] == 1}
 
 
+def class_order(config: Config, table: pd.DataFrame) -> list[str]:
+    """Class names in the order of their indices, from the config or the tile table."""
+    return list(config.data.classes or sorted(table["slide_label"].astype(str).unique()))
+
+
 def folds_of(run: Path, config: Config) -> Iterator[Fold]:
     """The folds of a run's split.
 
@@ -240,7 +250,7 @@ def folds_of(run: Path, config: Config) -> Iterator[Fold]:
     # Folds within folds change nothing outside them.
     found = {k: v for k, v in digests_of(run / "split.json").items() if k != "inner"}
     slides = tiles.slides(table)
-    classes = list(config.data.classes or sorted(slides["label"].unique()))
+    classes = class_order(config, table)
     index = {name: i for i, name in enumerate(classes)}
     labels = {s: index[c] for s, c in slides[["slide_id", "label"]].itertuples(index=False)}
     ids = table.drop_duplicates("slide_id").set_index("slide_id")[["group_id", "patient_id"]]

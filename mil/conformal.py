@@ -29,14 +29,17 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from mil.calibration import FloatArray, patient_weights
+from mil.predictions import class_indices, probabilities_of
 
 __all__ = [
     "NOT_SURE",
     "answer",
     "in_set",
     "n_needed",
+    "of_truth",
     "p_values",
     "risk_coverage",
     "score_threshold",
@@ -55,6 +58,17 @@ def scores(probabilities: FloatArray) -> FloatArray:
     """How unlike each class a slide is: ``1 - p``, ``(n, n_classes)``."""
     unlike: FloatArray = 1.0 - probabilities
     return unlike
+
+
+def of_truth(table: pd.DataFrame, classes: Sequence[str]) -> FloatArray:
+    """How unlike its true class each labelled row is, ``(n,)``.
+
+    Args:
+        table: Slide predictions with ``label`` and ``p_<class>…``.
+        classes: Class names.
+    """
+    unlike = scores(probabilities_of(table, classes))
+    return unlike[np.arange(len(table)), class_indices(table["label"], classes)]
 
 
 def n_needed(level: float) -> int:

@@ -28,9 +28,11 @@ from mil.predictions import (
     check_coverage,
     check_labels,
     check_tiles,
+    class_indices,
     class_names,
     content_digest,
     method_names,
+    probabilities_of,
     read_attention,
     read_slides,
     read_tiles,
@@ -104,7 +106,8 @@ def evaluate(
         raise InputError(message)
     given = _read(run)
     places = None if order is None else _places(order, given.classes)
-    clusters = _clusters(slide_cohort(run), given.folds, cluster)
+    cohort = slide_cohort(run).set_index("slide_id")
+    clusters = _clusters(cohort, given.folds, cluster)
 
     labels = open_test_labels(run, given.predictions, "evaluate")
     if given.tile_rows is not None:
@@ -122,7 +125,7 @@ def evaluate(
         advance(1)
     tile = None if given.tile_rows is None else scores_of(given.tile_rows)
     advance(of_tiles)
-    truth = _indices(labels, given.classes)
+    truth = class_indices(labels, given.classes)
     drawn = clusters[labels.index].to_numpy(dtype=object)
     caveats = [
         *statistics.caveats(truth, drawn, given.classes, cluster),
@@ -132,13 +135,13 @@ def evaluate(
         warnings.warn(caveat, stacklevel=2)
 
     compared = rival(methods, given.attention)
-    cohort = slide_cohort(run).set_index("slide_id").loc[labels.index]
+    tested = cohort.loc[labels.index]
     result = {
         "n": {
             "tiles": None if given.tile_rows is None else len(given.tile_rows),
-            "slides": len(cohort),
-            "patients": int(cohort["patient_id"].nunique()),
-            "sites": int(cohort["site_id"].nunique()),
+            "slides": len(tested),
+            "patients": int(tested["patient_id"].nunique()),
+            "sites": int(tested["site_id"].nunique()),
         },
         "classes": given.classes,
         "tile": None if tile is None else _described(tile.overall, interval),
@@ -152,7 +155,7 @@ def evaluate(
         "paired": compare(
             scored,
             {name: _right(rows) for name, rows in by_method.items()},
-            {name: _probabilities(rows, given.classes) for name, rows in by_method.items()},
+            {name: probabilities_of(rows, given.classes) for name, rows in by_method.items()},
             truth,
             drawn,
         ),
@@ -179,7 +182,7 @@ def evaluate(
         digests = {"predictions": content_digest(given.predictions), "config": digest(settings)}
     advance(1)  # methods are compared
     drawing = {"labels": labels, "n_draws": n_draws, "seed": seed, "digests": digests}
-    patients = slide_cohort(run).set_index("slide_id")["patient_id"]
+    patients = cohort["patient_id"]
     reliability.write(
         run,
         predictions=given.predictions,
@@ -280,7 +283,7 @@ def _read(run: Path) -> _Given:
 
 def _clusters(cohort: pd.DataFrame, tested: Collection[str], cluster: str) -> pd.Series:
     """Patient or site of every slide."""
-    found = cohort.set_index("slide_id")[f"{cluster}_id"]
+    found = cohort[f"{cluster}_id"]
     unknown_ones = sorted(found.index[found.isna() & found.index.isin(list(tested))])
     if unknown_ones:
         message = (
@@ -304,16 +307,6 @@ def _places(order: Sequence[str], classes: Sequence[str]) -> list[int]:
     return [classes.index(name) for name in order if name in classes]
 
 
-def _indices(names: pd.Series, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    found = pd.Index(classes, dtype=object).get_indexer(names)
-    return np.asarray(found, dtype=np.int64)
-
-
-def _probabilities(rows: pd.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.float64]:
-    values = rows[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    return np.asarray(values / values.sum(axis=1, keepdims=True))  # stored as float32
-
-
 def _right(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return np.asarray(rows["predicted"] == rows["label"], dtype=np.bool_)
 
@@ -330,9 +323,9 @@ def _score(
 ) -> Scores:
     """Scores of rows that are sorted by their id."""
     return score(
-        _indices(labels[rows["slide_id"]], classes),
-        _indices(rows["predicted"], classes),
-        _probabilities(rows, classes),
+        class_indices(labels[rows["slide_id"]], classes),
+        class_indices(rows["predicted"], classes),
+        probabilities_of(rows, classes),
         clusters[rows["slide_id"]].to_numpy(dtype=object),
         n_draws=n_draws,
         seed=seed,

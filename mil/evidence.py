@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.integrate import trapezoid
 from sklearn.metrics import roc_auc_score
 
-from mil.clusters import Clusters, effective
+from mil import statistics
 from mil.statistics import Described, Estimate
 
 __all__ = ["RULE", "evidence", "localisation", "means"]
@@ -45,8 +45,8 @@ def means(
 ) -> list[Estimate]:
     """Mean of each column over slides, all with the same draws of whole patients.
 
-    The interval is that of :func:`mil.statistics.mean_interval`; a value that is NaN does not
-    count, and a mean over no slide is undefined.
+    :func:`mil.statistics.means` on tables: a value that is NaN does not count, and a mean over no
+    slide is undefined.
 
     Args:
         values: A row a slide, indexed by it.
@@ -58,35 +58,15 @@ def means(
     """
     values = values.sort_index()
     classes = np.unique(labels[values.index].to_numpy(dtype=object), return_inverse=True)[1]
-    rows = Clusters(classes, clusters[values.index].to_numpy(dtype=object))
-    matrix = values.to_numpy(dtype=np.float64)
-    counted = np.isfinite(matrix)
-    sums, sizes = (
-        np.column_stack([rows.sums(column) for column in of.T])
-        for of in (np.where(counted, matrix, 0.0), counted)
+    drawn = clusters[values.index].to_numpy(dtype=object)
+    return statistics.means(
+        values.to_numpy(dtype=np.float64),
+        classes,
+        drawn,
+        n_draws=n_draws,
+        seed=seed,
+        shares=shares,
     )
-    drawn, left = (
-        _ratio(np.concatenate(list(weights)), sums, sizes)
-        for weights in (rows.draws(n_draws, seed, n_draws), rows.left_out(n_draws))
-    )
-    value = _ratio(np.ones((1, rows.n)), sums, sizes)[0]
-    acceleration = rows.acceleration(left)
-    return [
-        Estimate(
-            value=float(value[j]) if counted[:, j].any() else None,
-            draws=drawn[:, j],
-            acceleration=float(acceleration[j]),
-            df=rows.degrees(sizes[:, j]),
-            n_effective=effective(sizes[:, j]) if shares else None,
-        )
-        for j in range(matrix.shape[1])
-    ]
-
-
-def _ratio(weights: Floats, sums: Floats, sizes: Floats) -> Floats:
-    """Weighted means ``(n_weights, k)``; NaN where nothing counts."""
-    top, bottom = weights @ sums, weights @ sizes
-    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
 
 
 def evidence(

@@ -27,6 +27,8 @@ __all__ = [
     "calibration_error",
     "calibration_gaps",
     "check",
+    "confidence_bins",
+    "losses",
     "per_class",
     "point",
 ]
@@ -83,7 +85,6 @@ def point(
     check(labels, predicted, probabilities)
     n_classes = probabilities.shape[1]
     classes = np.arange(n_classes)
-    one_hot = np.eye(n_classes)[labels]
     values: dict[str, float | None] = {
         "accuracy": float(metrics.accuracy_score(labels, predicted)),
         "balanced_accuracy": None,
@@ -91,7 +92,7 @@ def point(
         "average_precision": None,
         "f1_macro": None,
         "log_loss": float(metrics.log_loss(labels, probabilities, labels=classes)),
-        "brier": float(np.mean(np.sum((probabilities - one_hot) ** 2, axis=1))),
+        "brier": float(losses(labels, probabilities)[1].mean()),
         "ece": calibration_error(labels, predicted, probabilities),
     }
     if len(np.unique(labels)) == n_classes:
@@ -156,11 +157,30 @@ def calibration_gaps(
 ) -> FloatArray:
     """``correct - confidence`` of each row in the column of its bin, ``(n, 15)``."""
     confidence = probabilities.max(axis=1)
-    edges = np.linspace(0, 1, _N_BINS + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, _N_BINS - 1)
+    bins, _ = confidence_bins(confidence)
     gaps = np.zeros((len(labels), _N_BINS))
     gaps[np.arange(len(labels)), bins] = (labels == predicted) - confidence
     return gaps
+
+
+def confidence_bins(confidence: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Bin of each row, ``(n,)``, and the edges of the bins, ``(16,)``: open below, closed above."""
+    edges = np.linspace(0, 1, _N_BINS + 1)
+    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, _N_BINS - 1)
+    return bins, edges
+
+
+def losses(labels: IntArray, probabilities: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Log loss and Brier score of each row, ``(n,)`` each: their means are those of :func:`point`.
+
+    Args:
+        labels: True classes, ``(n,)``.
+        probabilities: ``(n, n_classes)``.
+    """
+    of_true = probabilities[np.arange(len(labels)), labels]
+    log_loss = -np.log(np.clip(of_true, EPSILON, 1 - EPSILON))
+    brier = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
+    return log_loss, brier
 
 
 def areas_averaged(n_classes: int) -> slice:

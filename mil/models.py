@@ -20,6 +20,7 @@ from mil.config import Choice, Config
 from mil.data.store import Features
 from mil.encoders import TileEncoder, create
 from mil.encoders.given import Given
+from mil.encoders.weights import origin_digest
 from mil.selection import SELECTED, chosen
 from splits.artifacts import digest, file_digest, read_json
 from splits.errors import InputError
@@ -32,6 +33,7 @@ __all__ = [
     "folder_of",
     "load_aggregator",
     "log_probabilities",
+    "network_digest",
     "new_aggregator",
     "new_encoder",
     "outputs",
@@ -39,6 +41,7 @@ __all__ = [
     "say",
     "shuffled_home",
     "voted",
+    "votes_of",
     "weights_digests",
 ]
 
@@ -96,6 +99,12 @@ def new_encoder(
     )
 
 
+def network_digest(config: Config) -> str:
+    """Of the network and its published weights, which count by content, wherever they lie."""
+    named = config.encoder.model_dump(mode="json", exclude={"checkpoint"})
+    return digest([named, origin_digest(config.encoder.name, config.encoder.checkpoint)])
+
+
 def new_aggregator(config: Config, choice: Choice, dim: int, n_classes: int) -> Aggregator:
     """An aggregator of a config; bags beyond ``mil.batch_tiles`` stream."""
     model = AGGREGATORS.create(choice.name, dim=dim, n_classes=n_classes, **choice.args)
@@ -139,6 +148,12 @@ def ensemble(members: Sequence[Said]) -> Said:
 def _mean(column: Sequence[Matrix | None]) -> Matrix | None:
     known = [member for member in column if member is not None]
     return np.mean(known, axis=0) if len(known) == len(column) else None
+
+
+def votes_of(asked: Sequence[Choice]) -> dict[str, Choice]:
+    """Votes by name: those that are always reported, and those that are asked for."""
+    votes = {name: Choice(name=name) for name in _ALWAYS}
+    return votes | {choice.name: choice for choice in asked}
 
 
 def voted(vote: Choice, probabilities: Matrix, offsets: Tensor, quality: Matrix | None) -> Said:
@@ -202,8 +217,7 @@ class Models:
         crossfit = config.train.crossfit is not None
         dim, n_classes = (len(classes) if crossfit else encoder.dim), len(classes)
         choices: dict[str, Choice] = {choice.name: choice for choice in config.mil.aggregators}
-        votes = {name: Choice(name=name) for name in _ALWAYS}
-        votes |= {choice.name: choice for choice in config.mil.votes}
+        votes = votes_of(config.mil.votes)
         if config.select is not None:
             candidate = chosen(run, fold)
             kind = votes if candidate.aggregator is None else choices

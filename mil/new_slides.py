@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 
 from mil import conformal, devices, encode, tissue
-from mil.calibration import probabilities_of
 from mil.cohort import Fold, folds_of
 from mil.config import Config
 from mil.data.context import name_positions
@@ -118,8 +117,7 @@ class _Sets:
         path = run / "predictions.parquet"
         require_digests(path, made_from(run, config, folds), f"slidewise train {run}")
         rows, classes, level = read_slides(path, "val"), folds[0].classes, config.evaluate.level
-        truth = pd.Index(classes, dtype=object).get_indexer(rows["label"])
-        of_true = conformal.scores(probabilities_of(rows, classes))[np.arange(len(rows)), truth]
+        of_true = conformal.of_truth(rows, classes)
         patients = rows["slide_id"].map(folds[0].patient_of).to_numpy(dtype=object)
         found, needed = len(set(patients)), conformal.n_needed(level)
         if found < needed:

@@ -80,14 +80,16 @@ def perturb_run(run: Path, config: Config, progress: Progress | None = None) -> 
         return
     quality = tissue.quality_asked(run, config)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
-    folds = [(fold, _packed(fold, config)) for fold in folds_of(run, config)]
+    folds = [(fold, fold.in_bags(config.mil.bags)) for fold in folds_of(run, config)]
     drawn = _drawn([name for _, packed in folds for name in packed.slides["test"]], config)
     advance = bar(progress, "tiles taken away, slides", len(drawn))
+    placed = None
     for fold, packed in folds:
         features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
         models = Models.load(run, config, fold.number, fold.classes)
         controls = _controls(run, config, fold, models) if settings.shuffled_control else {}
-        placed = positions_of(run, fold, config.mil.bags) if models.take_positions else None
+        if models.take_positions and placed is None:
+            placed = positions_of(run, fold, config.mil.bags)
         bags = Bags(features, packed.rows_by_slide, packed.labels, placed)
         # The batches of prediction: an answer from all tiles is then the very same.
         for batch in bags.batches(packed.slides["test"], max_tiles=config.mil.batch_tiles):
@@ -105,10 +107,6 @@ def perturb_run(run: Path, config: Config, progress: Progress | None = None) -> 
         filled = [table for table in tables[name] if len(table)]
         whole = pd.concat(filled, ignore_index=True) if filled else empty
         write_table(run / f"{name}.parquet", whole, digests)
-
-
-def _packed(fold: Fold, config: Config) -> Fold:
-    return fold.of_patients() if config.mil.bags == "patient" else fold
 
 
 def _drawn(bags: Sequence[str], config: Config) -> set[str]:

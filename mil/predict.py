@@ -47,7 +47,7 @@ def predict_run(run: Path, config: Config, progress: Progress | None = None) -> 
     advance = bar(progress, "predictions, slides", n_slides)
     for fold in folds:
         features = encode.read_features(run, str(fold.number), unseen=fold.unseen)
-        packed = fold.of_patients() if config.mil.bags == "patient" else fold
+        packed = fold.in_bags(config.mil.bags)
         models = Models.load(run, config, fold.number, fold.classes)
         if models.take_positions and placed is None:
             placed = positions_of(run, fold, config.mil.bags)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from splits import split as splitting
@@ -24,12 +25,14 @@ __all__ = [
     "check_coverage",
     "check_labels",
     "check_tiles",
+    "class_indices",
     "class_names",
     "content_digest",
     "counted",
     "ends",
     "extremes",
     "method_names",
+    "probabilities_of",
     "read_attention",
     "read_scores",
     "read_slides",
@@ -224,6 +227,18 @@ def ends(bag: pd.DataFrame, measure: str, n: int) -> pd.DataFrame:
 def class_names(table: pd.DataFrame) -> list[str]:
     """Classes of a prediction table, in the order of its probability columns."""
     return [str(name)[2:] for name in table.columns if str(name).startswith("p_")]
+
+
+def class_indices(names: pd.Series, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Place of each name in ``classes``, ``(n,)``; -1 for another name."""
+    found = pd.Index(classes, dtype=object).get_indexer(names)
+    return np.asarray(found, dtype=np.int64)
+
+
+def probabilities_of(table: pd.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.float64]:
+    """``(n, n_classes)``, rows that sum to 1: tables keep them as float32."""
+    values = table[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
+    return np.asarray(values / values.sum(axis=1, keepdims=True))
 
 
 def method_names(table: pd.DataFrame) -> list[str]:

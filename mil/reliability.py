@@ -25,13 +25,12 @@ from mil.calibration import (
     apply_threshold,
     fit_temperature,
     fit_threshold,
-    probabilities_of,
     reliability_bins,
     require_validation,
     temper,
 )
-from mil.conformal import answer, n_needed, risk_coverage, score_threshold, scores
-from mil.predictions import method_names
+from mil.conformal import answer, n_needed, of_truth, risk_coverage, score_threshold, scores
+from mil.predictions import class_indices, method_names, probabilities_of
 from splits.artifacts import write_json, write_table
 from splits.errors import InputError
 
@@ -169,7 +168,7 @@ class _Test:
         truth: Class index, ``(n,)``, and ``predicted`` that of the method.
         said: Probabilities of the method, ``(n, n_classes)``.
         patients: Patient of each, ``(n,)``.
-        mean: Values a row, true classes, patients to a mean with its interval.
+        n_draws: Bootstrap draws over patients, and their ``seed``.
     """
 
     fold: IntArray
@@ -177,7 +176,8 @@ class _Test:
     predicted: IntArray
     said: FloatArray
     patients: npt.NDArray[np.object_]
-    mean: Any
+    n_draws: int
+    seed: int
 
     @classmethod
     def of(
@@ -189,24 +189,20 @@ class _Test:
         n_draws: int,
         seed: int,
     ) -> _Test:
-        names = pd.Index(classes, dtype=object)
         return cls(
             fold=rows["fold"].to_numpy(dtype=np.int64),
-            truth=names.get_indexer(labels[rows["slide_id"]]),
-            predicted=names.get_indexer(rows["predicted"]),
+            truth=class_indices(labels[rows["slide_id"]], classes),
+            predicted=class_indices(rows["predicted"], classes),
             said=probabilities_of(rows, classes),
             patients=patients[rows["slide_id"]].to_numpy(dtype=object),
-            mean=partial(statistics.mean_interval, n_draws=n_draws, seed=seed),
+            n_draws=n_draws,
+            seed=seed,
         )
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
         equal: npt.NDArray[np.bool_] = self.truth == self.predicted
         return equal
-
-    def of_rows(self, values: npt.NDArray[Any]) -> dict[str, float | None]:
-        described: dict[str, float | None] = self.mean(values, self.truth, self.patients)
-        return described
 
     def losses(self, probabilities: FloatArray) -> dict[str, dict[str, float | None]]:
         """The proper scores with their intervals, and the calibration error without one.
@@ -216,23 +212,22 @@ class _Test:
         """
         error = metrics.calibration_error(self.truth, self.predicted, probabilities)
         return {
-            **{name: self.of_rows(each) for name, each in self._each(probabilities).items()},
+            **self._means(metrics.losses(self.truth, probabilities)),
             "ece": {"value": error, "ci_low": None, "ci_high": None},
         }
 
     def change(self, probabilities: FloatArray) -> dict[str, dict[str, float | None]]:
         """What a loss has become less what it was, slide by slide."""
-        before, after = self._each(self.said), self._each(probabilities)
-        return {name: self.of_rows(after[name] - before[name]) for name in before}
+        before, after = (metrics.losses(self.truth, p) for p in (self.said, probabilities))
+        return self._means([now - was for was, now in zip(before, after, strict=True)])
 
-    def _each(self, probabilities: FloatArray) -> dict[str, FloatArray]:
-        of_true = probabilities[np.arange(len(self.truth)), self.truth]
-        eps = float(np.finfo(np.float64).eps)  # where scikit-learn clips, too
-        one_hot = np.eye(probabilities.shape[1])[self.truth]
-        return {
-            "log_loss": -np.log(np.clip(of_true, eps, 1)),
-            "brier": ((probabilities - one_hot) ** 2).sum(axis=1),
-        }
+    def _means(self, losses: Sequence[FloatArray]) -> dict[str, dict[str, float | None]]:
+        columns = np.column_stack(losses)
+        found = statistics.means(
+            columns, self.truth, self.patients, n_draws=self.n_draws, seed=self.seed
+        )
+        names = ("log_loss", "brier")
+        return {name: mean.describe() for name, mean in zip(names, found, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -291,8 +286,7 @@ class _Fitted:
             self.thresholds.append({"fold": fold, "value": threshold, "n_val": n_val})
             if threshold is not None:
                 self.called[mine] = apply_threshold(test.said[mine], threshold)
-        truth = pd.Index(classes, dtype=object).get_indexer(rows["label"])
-        of_true = scores(probabilities_of(rows, classes))[np.arange(n_val), truth]
+        of_true = of_truth(rows, classes)
         units = patients[rows["slide_id"]].to_numpy(dtype=object)
         n_patients = len(set(units))
         highest, note = score_threshold(of_true, units, level), None
@@ -316,6 +310,7 @@ class _Fitted:
 
 def _sets(test: _Test, fitted: _Fitted, level: float) -> dict[str, Any]:
     """Measured coverage and size of the sets, and how good the sure answers are."""
+    mean = partial(statistics.mean_interval, n_draws=test.n_draws, seed=test.seed)
     covered = fitted.held[np.arange(len(test.truth)), test.truth]
     size = fitted.held.sum(axis=1)
     sure = size == 1
@@ -326,15 +321,15 @@ def _sets(test: _Test, fitted: _Fitted, level: float) -> dict[str, Any]:
     too_few = [entry["fold"] for entry in fitted.sets if entry["threshold"] is None]
     return {
         "level": level,
-        "coverage": test.of_rows(covered),
+        "coverage": mean(covered, test.truth, test.patients),
         # What is promised is about one slide of a new patient.
-        "coverage_of_patients": test.mean(of_patients, test.truth[first], names),
+        "coverage_of_patients": mean(of_patients, test.truth[first], names),
         "mean_set_size": float(size.mean()),
         "n_slides": len(size),
         "n_not_sure": int((~sure).sum()),
         "n_empty": int((size == 0).sum()),
         "n_too_few": int(np.isin(test.fold, too_few).sum()),
-        "accuracy_when_sure": test.mean(covered[sure], test.truth[sure], test.patients[sure]),
+        "accuracy_when_sure": mean(covered[sure], test.truth[sure], test.patients[sure]),
         "folds": fitted.sets,
     }
 

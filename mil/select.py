@@ -21,11 +21,10 @@ from lightning_fabric import Fabric
 from mil import bag_training, encode, tissue
 from mil.aggregators import Aggregator
 from mil.aggregators.voting import Votes, check_vote
-from mil.checkpoint import load_weights
 from mil.cohort import Fold, positions_of
 from mil.config import Candidate, Config, Select
 from mil.data.bags import Bags
-from mil.models import folder_of, new_aggregator, said_together, voted
+from mil.models import folder_of, load_aggregator, said_together, voted
 from mil.prepare import Advance
 from mil.selection import RULE, SELECTED, chosen, decide, record_of, score
 from splits import split as splitting
@@ -195,21 +194,16 @@ def _scores(
             own = digest(candidate.spec)[:8]
             home = run / "selection" / f"{choice.name}-{own}"
             bag_training.fit(run, settings, part, choice, fabric, features, made_from, home)
-            folders = [folder_of(home, part.key, i) for i in range(config.mil.seeds)]
-            n_classes = len(part.classes)
-            models = [
-                new_aggregator(settings, choice, features.shape[1], n_classes) for _ in folders
+            dim, n_classes = features.shape[1], len(part.classes)
+            trained[number] = [
+                load_aggregator(folder_of(home, part.key, i), settings, choice, dim, n_classes)
+                for i in range(config.mil.seeds)
             ]
-            for model, folder in zip(models, folders, strict=True):
-                load_weights(model.eval(), folder / "model.safetensors")
-            trained[number] = models
         advance(1)
     placed = None
     if any(model.takes_positions for models in trained.values() for model in models):
         placed = positions_of(run, part, config.mil.bags)
-    whole, packed = fold, part
-    if config.mil.bags == "patient":
-        whole, packed = fold.of_patients(), part.of_patients()
+    whole, packed = fold.in_bags(config.mil.bags), part.in_bags(config.mil.bags)
     quality = tissue.quality_asked(run, config)
     bags = Bags(features, packed.rows_by_slide, whole.labels, placed)
     truth: list[int] = []

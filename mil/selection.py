@@ -17,6 +17,7 @@ import pandas as pd
 
 from mil import metrics
 from mil.config import Candidate
+from mil.predictions import class_indices, probabilities_of
 from splits.artifacts import read_json, write_json
 from splits.errors import InputError
 
@@ -187,10 +188,8 @@ def _outer(
     criterion: Criterion, rows: pd.DataFrame, labels: pd.Series, classes: Sequence[str]
 ) -> float | None:
     """The criterion on the test slides of one fold; None where a class has none there."""
-    index = pd.Index(classes, dtype=object)
-    probabilities = rows[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
     return metrics.point(
-        index.get_indexer(labels[rows["slide_id"]]).astype(np.int64),
-        index.get_indexer(rows["predicted"]).astype(np.int64),
-        probabilities / probabilities.sum(axis=1, keepdims=True),
+        class_indices(labels[rows["slide_id"]], classes),
+        class_indices(rows["predicted"], classes),
+        probabilities_of(rows, classes),
     )[criterion]

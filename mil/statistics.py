@@ -29,21 +29,19 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from mil.clusters import Clusters, effective
-from mil.metrics import METRICS
-from mil.weighted import Weighted
 
 __all__ = [
     "LEVEL",
     "MIN_CLUSTERS",
     "Estimate",
     "Method",
-    "bootstrap",
     "caveats",
     "degrees",
     "draw_clusters",
     "exact",
     "interval",
     "mean_interval",
+    "means",
     "paired",
     "ratio_intervals",
 ]
@@ -53,6 +51,7 @@ MIN_CLUSTERS: Final = 20
 # An interval over the draws in which a metric is defined leaves out no more than its own tails.
 _MAX_UNDEFINED: Final = 1 - LEVEL
 _EQUAL: Final = 1e-12
+_BLOCK: Final = 256
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -108,33 +107,8 @@ class Estimate:
         return interval(self.draws, self.df, acceleration=shift)
 
 
-def bootstrap(
-    labels: IntArray,
-    predicted: IntArray,
-    probabilities: FloatArray,
-    clusters: npt.NDArray[Any],
-    *,
-    n_draws: int,
-    seed: int,
-) -> dict[str, FloatArray]:
-    """Every metric over all classes under the draws of :func:`draw_clusters`.
-
-    Arguments are those of ``mil.scores.score``. Each value equals the metric with these weights of
-    the rows. Memory is bounded whatever ``n`` and ``n_draws`` are (blocks of draws).
-
-    Returns:
-        Metric to values, ``(n_draws,)``; metrics that are undefined in every draw are left out.
-    """
-    rows = Clusters(labels, clusters)
-    weighted = Weighted(labels, predicted, probabilities, rows.member)
-    block = weighted.block
-    parts = [weighted.values(w)[0] for w in rows.draws(n_draws, seed, block)]
-    drawn = {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
-    return {name: values for name, values in drawn.items() if not np.isnan(values).all()}
-
-
 def draw_clusters(
-    labels: IntArray, clusters: npt.NDArray[Any], *, n_draws: int, seed: int, block: int = 256
+    labels: IntArray, clusters: npt.NDArray[Any], *, n_draws: int, seed: int, block: int = _BLOCK
 ) -> Iterator[FloatArray]:
     """Draw whole clusters with replacement, within strata by class.
 
@@ -221,22 +195,59 @@ def mean_interval(
         ``value``, ``ci_low``, ``ci_high``; ``None`` without rows, and for the ends where all draws
         are equal (a mean of 0 or 1 over zeros and ones has its exact bound).
     """
-    if len(values) == 0:
-        return dict.fromkeys(("value", "ci_low", "ci_high"))
-    rows = Clusters(labels, clusters)
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    return means(column, labels, clusters, n_draws=n_draws, seed=seed)[0].describe()
+
+
+def means(
+    values: npt.NDArray[Any],
+    labels: IntArray,
+    clusters: npt.NDArray[Any],
+    *,
+    n_draws: int,
+    seed: int,
+    shares: bool | None = None,
+) -> list[Estimate]:
+    """Mean of each column over rows, all with the same draws.
+
+    Args:
+        values: ``(n, n_columns)``; NaN does not count, and a mean over no row is undefined.
+        labels: True classes, ``(n,)``, for the strata.
+        clusters: Patient of each row, ``(n,)``.
+        n_draws: Number of draws.
+        seed: Seed of the draws.
+        shares: The means are shares or areas, which have an exact bound at 0 and 1; by default
+            those of columns of zeros and ones are.
+    """
     given = np.asarray(values, dtype=np.float64)
-    sizes, sums = rows.sums(), rows.sums(given)
-    weights = np.concatenate(list(rows.draws(n_draws, seed, n_draws)))
-    left = np.concatenate(list(rows.left_out(n_draws)))
-    value = float(given.mean())
-    estimate = Estimate(
-        value=value,
-        draws=(weights @ sums) / (weights @ sizes),
-        acceleration=float(rows.acceleration(((left @ sums) / (left @ sizes))[:, None])[0]),
-        df=rows.degrees(sizes),
-        n_effective=effective(sizes) if np.isin(given, (0, 1)).all() else None,
+    if len(given) == 0:
+        none = Estimate(None, np.full(n_draws, np.nan), 0.0, 0.0, None)
+        return [none] * given.shape[1]
+    rows = Clusters(labels, clusters)
+    counted = np.isfinite(given)
+    sums, sizes = (
+        np.column_stack([rows.sums(column) for column in of.T])
+        for of in (np.where(counted, given, 0.0), counted)
     )
-    return estimate.describe()
+    drawn, left = (
+        np.concatenate([_ratio(block, sums, sizes) for block in weights])
+        for weights in (rows.draws(n_draws, seed, _BLOCK), rows.left_out(_BLOCK))
+    )
+    value = _ratio(np.ones((1, rows.n)), sums, sizes)[0]
+    acceleration = rows.acceleration(left)
+    found = []
+    for j, column in enumerate(given.T):
+        share = bool(np.isin(column, (0, 1)).all()) if shares is None else shares
+        found.append(
+            Estimate(
+                value=float(value[j]) if counted[:, j].any() else None,
+                draws=drawn[:, j],
+                acceleration=float(acceleration[j]),
+                df=rows.degrees(sizes[:, j]),
+                n_effective=effective(sizes[:, j]) if share else None,
+            )
+        )
+    return found
 
 
 def ratio_intervals(
@@ -359,6 +370,12 @@ def exact(value: float, n: float) -> tuple[float, float]:
     """
     off = float(1 - ((1 - LEVEL) / 2) ** (1 / n))
     return (1 - off, 1.0) if value > 0.5 else (0.0, off)
+
+
+def _ratio(weights: FloatArray, sums: FloatArray, sizes: FloatArray) -> FloatArray:
+    """Weighted means ``(n_weights, n_columns)``; NaN where nothing counts."""
+    top, bottom = weights @ sums, weights @ sizes
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
 
 
 def _all_equal(draws: FloatArray) -> bool:

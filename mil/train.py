@@ -24,7 +24,7 @@ from mil.encoders import TileEncoder, check_name
 from mil.encoders.given import Given
 from mil.encoders.weights import origin_digest
 from mil.features.cohort import SOURCE, UNKNOWN
-from mil.models import log_probabilities, new_encoder
+from mil.models import log_probabilities, network_digest, new_encoder
 from mil.pixels import Pixels, Tiles
 from mil.prepare import Advance, Progress, bar
 from mil.seeds import derive, generator
@@ -92,9 +92,6 @@ def encoders(
         say: Called with one line a finished step.
         progress: Shows the epochs of all encoders.
     """
-    named = config.encoder.model_dump(mode="json", exclude={"checkpoint"})
-    # Published weights count by their content, wherever they lie.
-    origin = origin_digest(config.encoder.name, config.encoder.checkpoint)
     folds, n_parts = list(folds_of(run, config)), config.train.crossfit
     fewest = min(len({fold.group_of[s] for s in fold.slides["train"]}) for fold in folds)
     if n_parts is not None and n_parts > fewest:
@@ -111,7 +108,7 @@ def encoders(
     within = sum(len(parts) for parts in inner.values())
     n_trained = 0 if frozen else len(folds) * (1 + (n_parts or 0)) + within
     advance = bar(progress if n_trained else None, "encoders, epochs", n_trained * epochs)
-    network = digest([named, origin])
+    network = network_digest(config)
     stage = _Encoders(run, config, seen, fabric, say, network, advance, progress)
     for fold in folds:
         stage.of_fold(fold)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from mil.metrics import EPSILON, METRICS, ORDERED, areas_averaged, calibration_gaps, check
+from mil.metrics import METRICS, ORDERED, areas_averaged, calibration_gaps, check, losses
 
 __all__ = ["Weighted"]
 
@@ -60,11 +60,10 @@ class Weighted:
             (np.ones(n), (member, labels * k + predicted)), shape=(n_clusters, k * k)
         ).toarray()
         self.confusion = cells.reshape(n_clusters, k, k)
-        loss = -np.log(np.clip(probabilities[rows, labels], EPSILON, 1 - EPSILON))
-        squares = ((probabilities - np.eye(k)[labels]) ** 2).sum(axis=1)
         gaps = calibration_gaps(labels, predicted, probabilities)
         by_cluster = sparse.csr_array((np.ones(n), (member, rows)), shape=(n_clusters, n))
-        self._sums = np.column_stack([cells, by_cluster @ np.column_stack([loss, squares, gaps])])
+        of_rows = np.column_stack([*losses(labels, probabilities), gaps])
+        self._sums = np.column_stack([cells, by_cluster @ of_rows])
         self._curves = [_Curve(labels == c, probabilities[:, c], member) for c in range(k)]
         self._place = None if order is None else np.argsort(np.asarray(order)).astype(np.float64)
         widest = max([n_clusters, *(curve.n_thresholds for curve in self._curves)])

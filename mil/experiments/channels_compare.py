@@ -6,17 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from mil import statistics
 from mil.experiments.probe import KINDS, difference, units_of
-from mil.metrics import point
 from mil.paired import holm
-from mil.predictions import class_names, method_names, read_slides, read_tiles
+from mil.predictions import (
+    class_indices,
+    class_names,
+    method_names,
+    probabilities_of,
+    read_slides,
+    read_tiles,
+)
 from mil.prepare import read_tiles as read_tile_table
+from mil.scores import score
 from mil.seal import open_test_labels
+from mil.statistics import Estimate
 from splits import tiles
 from splits.artifacts import read_json
 
@@ -35,9 +41,8 @@ PAIRS: Final = (
 """Rows that are compared, the first minus the second."""
 _BEFORE: Final = "rgb"
 
-Draws = Mapping[str, npt.NDArray[np.float64]]
-Scored = tuple[Mapping[str, float | None], Draws, float]
-"""Value and bootstrap draws of each metric, and the degrees of freedom of their intervals."""
+Scored = Mapping[str, Estimate]
+"""Every metric of one level of a row, with its draws."""
 
 
 def compare_runs(
@@ -104,19 +109,14 @@ def _scored(run: Path, *, n_draws: int, seed: int) -> dict[str, Scored]:
     scored: dict[str, Scored] = {}
     for level, table in levels.items():
         slide = table["slide_id"]
-        truth, predicted = (
-            np.asarray(pd.Index(classes, dtype=object).get_indexer(names), dtype=np.int64)
-            for names in (labels[slide], table["predicted"])
-        )
-        share = table[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
-        share /= share.sum(axis=1, keepdims=True)  # stored as float32
-        patients = cohort.loc[slide, "patient_id"].to_numpy(dtype=object)
-        draws = statistics.bootstrap(truth, predicted, share, patients, n_draws=n_draws, seed=seed)
-        scored[level] = (
-            point(truth, predicted, share),
-            draws,
-            statistics.degrees(truth, patients),
-        )
+        scored[level] = score(
+            class_indices(labels[slide], classes),
+            class_indices(table["predicted"], classes),
+            probabilities_of(table, classes),
+            cohort.loc[slide, "patient_id"].to_numpy(dtype=object),
+            n_draws=n_draws,
+            seed=seed,
+        ).overall
     return scored
 
 
@@ -137,13 +137,12 @@ def compare(scored: Mapping[str, Mapping[str, Scored]]) -> list[dict[str, Any]]:
         for metric in METRICS:
             column = []
             for a, b in pairs:
-                (values_a, draws_a, df), (values_b, draws_b, _) = scored[a][level], scored[b][level]
-                one, other = values_a[metric], values_b[metric]
+                one, other = scored[a][level][metric], scored[b][level][metric]
+                df = scored[a][level]["accuracy"].df  # of a mean over rows, for all metrics
                 tested: dict[str, Any] = dict.fromkeys(("difference", "ci_low", "ci_high", "p"))
-                if one is not None and other is not None:
-                    tested = dict(
-                        statistics.paired(draws_a[metric], draws_b[metric], one - other, df)
-                    )
+                if one.value is not None and other.value is not None:
+                    apart = one.value - other.value
+                    tested = dict(statistics.paired(one.draws, other.draws, apart, df))
                 column.append({"a": a, "b": b, "level": level, "metric": metric, **tested})
             corrected = holm([row["p"] for row in column])
             found += [{**row, "p_holm": p} for row, p in zip(column, corrected, strict=True)]
@@ -177,7 +176,7 @@ def lines(result: Mapping[str, Any]) -> pd.DataFrame:
     for row in result["rows"]:
         named = {name: row[name] for name in ("row", "channels", "stain")}
         for level, scores in row["scores"].items():
-            for metric, score in scores.items():
+            for metric, found in scores.items():
                 pair = against.get((row["row"], level, metric), {})
                 less = {
                     "difference": pair.get("difference"),
@@ -186,10 +185,10 @@ def lines(result: Mapping[str, Any]) -> pd.DataFrame:
                     "p": pair.get("p"),
                     "p_holm": pair.get("p_holm"),
                 }
-                lines.append({**named, "level": level, "metric": metric, **score, **less})
-        for kind, found in row["probe"].items():
-            score = {name: found.get(name) for name in ("value", "ci_low", "ci_high", "p")}
+                lines.append({**named, "level": level, "metric": metric, **found, **less})
+        for kind, probed in row["probe"].items():
+            found = {name: probed.get(name) for name in ("value", "ci_low", "ci_high", "p")}
             lines.append(
-                {**named, "level": f"probe: {kind}", "metric": "balanced_accuracy", **score}
+                {**named, "level": f"probe: {kind}", "metric": "balanced_accuracy", **found}
             )
     return pd.DataFrame(lines)

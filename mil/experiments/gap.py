@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from mil import auditing, devices, prepare, settings, statistics, tissue, train
+from mil.cohort import class_order
 from mil.config import Config
 from mil.experiments import gap_page, gap_scores, schemes
-from mil.experiments.gap_folds import DONE, Job, Start, class_order
+from mil.experiments.gap_folds import DONE, Job, Start
 from mil.experiments.gap_scores import Answers
 from mil.experiments.schemes import SCHEMES, Deal
 from mil.report.identity import identify_run
@@ -281,9 +282,7 @@ def _scored(
 ) -> dict[str, Any]:
     table = prepare.read_tiles(out)
     classes = class_order(config, table)
-    quality = None
-    if any(vote.name == "quality_vote" for vote in config.mil.votes):
-        quality = tissue.quality(tissue.tissue_types(out, config))  # sorted by tile, as the table
+    quality = tissue.quality_asked(out, config)
 
     def answers(series: Series) -> list[Answers]:
         folders = [[job.folder for job in folds] for folds in series.jobs]

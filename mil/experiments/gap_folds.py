@@ -20,16 +20,16 @@ import pandas as pd
 from lightning_fabric import Fabric
 
 from mil import devices, encode, pixels, predict, prepare, train
+from mil.cohort import class_order
 from mil.config import Config, Data
-from mil.encoders.weights import origin_digest
 from mil.experiments.schemes import Deal
 from mil.features.cohort import MATRIX, SOURCE
-from mil.models import new_encoder
+from mil.models import network_digest, new_encoder
 from splits import split as splitting
 from splits import tiles
 from splits.artifacts import digest, is_current, read_json, write_json, write_table
 
-__all__ = ["DONE", "Job", "Start", "class_order"]
+__all__ = ["DONE", "Job", "Start"]
 
 DONE: Final = "fold.json"
 """Written last in the folder of a fold."""
@@ -87,7 +87,7 @@ class Start:
             return
         seen = devices.first(fabric, lambda: pixels.pixels(out, config, progress, say))
         self.seen = seen or pixels.pixels(out, config)
-        self.made_from = digest([self.seen.digest, _network(config)])
+        self.made_from = digest([self.seen.digest, network_digest(config)])
         if config.encoder.frozen:
             self._freeze(config, self.seen, say)
 
@@ -168,18 +168,7 @@ def _silent(_: str) -> None:
     """A fold is one step of the experiment and says nothing itself."""
 
 
-def _network(config: Config) -> str:
-    """Digest of the network and of its published weights, which count by content."""
-    named = config.encoder.model_dump(mode="json", exclude={"checkpoint"})
-    return digest([named, origin_digest(config.encoder.name, config.encoder.checkpoint)])
-
-
 def _settings(config: Config) -> dict[str, Any]:
     """What a fold's predictions depend on beside its tiles, its split and its network."""
     other = {"data", "identity", "split", "stain", "encoder", "evidence", "evaluate", "compute"}
     return {**config.model_dump(mode="json", exclude=other), "classes": config.data.classes}
-
-
-def class_order(config: Config, table: pd.DataFrame) -> list[str]:
-    """Class names in the order of their indices."""
-    return list(config.data.classes or sorted(table["slide_label"].astype(str).unique()))

@@ -21,11 +21,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from mil import statistics
-from mil.aggregators.voting import VOTES
 from mil.config import Choice
-from mil.predictions import UNTRAINED, class_names, method_names, read_slides, read_tiles
+from mil.models import voted, votes_of
+from mil.predictions import (
+    UNTRAINED,
+    class_names,
+    method_names,
+    probabilities_of,
+    read_slides,
+    read_tiles,
+)
 from mil.scores import score
 from mil.seeds import generator
 from mil.statistics import Estimate
@@ -112,20 +120,16 @@ def pooled(
         message = f"{folders[0].parent}: not every tile is predicted once: remove it and run again"
         raise InputError(message)
     tile_rows = tile_rows.set_index("tile_id").loc[names].reset_index()
-    p = _probabilities(tile_rows, classes)
+    p = probabilities_of(tile_rows, classes)
     slide_of = table["slide_id"].to_numpy(dtype=object).astype(str)
     answers = Answers({TILE: names}, {TILE: p.argmax(1)}, {TILE: p})
 
     order = np.argsort(slide_of, kind="stable")
     slides, first = np.unique(slide_of[order], return_index=True)
     offsets = np.append(first, len(names))
-    rules: dict[str, Mapping[str, Any]] = {"vote": {}, "mean_probability": {}}
-    rules |= {choice.name: choice.args for choice in votes}
-    for name, args in rules.items():
-        given = (
-            {"quality": quality[order]} if name == "quality_vote" and quality is not None else {}
-        )
-        said = VOTES.create(name, probabilities=p[order], offsets=offsets, **given, **args)
+    ordered = None if quality is None else quality[order]
+    for name, vote in votes_of(votes).items():
+        said = voted(vote, p[order], torch.from_numpy(offsets), ordered).votes
         answers.ids[name] = slides.tolist()
         answers.predicted[name] = said.predicted
         answers.probabilities[name] = said.probabilities
@@ -137,7 +141,7 @@ def pooled(
         if name in UNTRAINED:
             continue
         rows = slide_rows[slide_rows["method"] == name].join(pieces, on=piece)
-        share = _probabilities(rows, classes) * rows["n"].to_numpy()[:, None]
+        share = probabilities_of(rows, classes) * rows["n"].to_numpy()[:, None]
         total = pd.DataFrame(share).groupby(rows["of"].to_numpy(dtype=object)).sum().sort_index()
         if total.index.tolist() != slides.tolist():
             message = f"{folders[0].parent}: not every slide has an answer of {name}"
@@ -276,8 +280,3 @@ def _paired(found: Mapping[str, Scores], a: str, b: str, name: str, metric: str)
         **statistics.paired(one.draws, other.draws, difference, min(one.df, other.df)),
         "by_seed": by_seed.tolist(),
     }
-
-
-def _probabilities(rows: pd.DataFrame, classes: Sequence[str]) -> Matrix:
-    p = rows[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)

@@ -18,6 +18,7 @@ from mil.experiments.channels_compare import METRICS, compare
 from mil.experiments.channels_page import table_of
 from mil.experiments.probe import KINDS, probe_run
 from mil.run import run
+from mil.statistics import Estimate
 from splits.artifacts import read_json
 from splits.errors import InputError
 from tests.integration.conftest import smoke
@@ -181,12 +182,11 @@ def test_vahadane_is_kept_where_it_is_asked_for() -> None:
 
 
 def test_pairs_of_undefined_metrics_have_no_numbers() -> None:
-    draws = {"accuracy": np.linspace(0.4, 0.6, 50)}
-    scored = {
-        name: {"vote": ({"accuracy": 0.5, "auroc": None}, draws, 9.0)}
-        for name in ("he", "h", "rgb")
+    of_vote = {
+        "accuracy": Estimate(0.5, np.linspace(0.4, 0.6, 50), 0.0, 9.0, None),
+        "auroc": Estimate(None, np.full(50, np.nan), 0.0, 9.0, None),
     }
-    found = compare(scored)
+    found = compare({name: {"vote": of_vote} for name in ("he", "h", "rgb")})
     assert [(p["a"], p["b"]) for p in found if p["metric"] == "auroc"] == [
         ("h", "he"),
         ("rgb", "he"),

@@ -80,9 +80,9 @@ def test_the_test_is_the_one_that_evaluate_prints():
         for wins in (1, -1):  # both right, or both wrong, elsewhere: it cancels
             predicted = np.where(preferred[cohort] == wins, label, 1 - label)
             draws.append(
-                statistics.bootstrap(
-                    label, predicted, np.eye(2)[predicted], patient, n_draws=400, seed=0
-                )["accuracy"]
+                score(label, predicted, np.eye(2)[predicted], patient, n_draws=400, seed=0)
+                .overall["accuracy"]
+                .draws
             )
         df = statistics.degrees(label, patient)
         found.append(statistics.paired(*draws, 0.0, df)["p"] <= 0.05)

@@ -11,7 +11,6 @@ from mil.clusters import Clusters
 from mil.metrics import point
 from mil.scores import score, undefined_draws
 from mil.statistics import (
-    bootstrap,
     caveats,
     degrees,
     draw_clusters,
@@ -41,6 +40,13 @@ def case(n_classes, *, n_patients=30, rows_per_patient=4, seed=0, decimals=1, mi
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     names = np.array([f"P{i:03d}" for i in range(n_patients)], dtype=object)[patient]
     return labels.astype(np.int64), probabilities.argmax(axis=1), probabilities, names
+
+
+def bootstrap(labels, predicted, probabilities, patients, *, n_draws, seed):
+    """Draws of every metric over all classes, those that no draw defines left out."""
+    found = score(labels, predicted, probabilities, patients, n_draws=n_draws, seed=seed).overall
+    draws = {name: estimate.draws for name, estimate in found.items()}
+    return {name: values for name, values in draws.items() if not np.isnan(values).all()}
 
 
 def right_or_wrong(right, labels):

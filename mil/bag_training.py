@@ -27,6 +27,7 @@ from mil.config import Config, Mil
 from mil.data.bags import Bags, Batch
 from mil.data.store import Features
 from mil.models import folder_of, new_aggregator, outputs, shuffled_home
+from mil.prepare import Advance, unseen
 from mil.seeds import derive, generator
 from splits.artifacts import digest
 from splits.errors import InputError
@@ -75,7 +76,7 @@ def fit_fold(
     fold: Fold,
     fabric: Fabric,
     say: Callable[[str], object],
-    advance: Callable[[float], object] | None = None,
+    advance: Advance = unseen,
 ) -> None:
     """Train every aggregator of the config, every seed of it; what is trained already is kept.
 
@@ -137,7 +138,7 @@ def fit(
     features: Features,
     made_from: str,
     home: Path,
-    advance: Callable[[float], object] | None = None,
+    advance: Advance = unseen,
 ) -> None:
     """Train one aggregator on one fold, every seed of it.
 
@@ -169,8 +170,7 @@ def fit(
     for number in range(settings.seeds):
         folder = folder_of(home, fold.key, number)
         if is_finished(folder, digests):
-            if advance is not None:
-                advance(settings.epochs)
+            advance(settings.epochs)
             continue
         # The first has the seed that it has where it is the only one.
         names = (choice.name, fold.key, *([number] if number else []))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mil.checkpoint import Saver, is_finished, load_weights, resume, save_weights
 from mil.devices import memory
+from mil.prepare import Advance, unseen
 from mil.registry import Registry
 from mil.seeds import derive
 from splits.artifacts import write_csv, write_json
@@ -161,7 +162,7 @@ def fit(
     lower: str,
     tensorboard: bool = False,
     after_epoch: Callable[[str], object] | None = None,
-    advance: Callable[[float], object] | None = None,
+    advance: Advance = unseen,
 ) -> None:
     """Train ``model`` in place and leave it (or what is kept of it) with the best epoch's weights.
 
@@ -195,7 +196,6 @@ def fit(
     """
     kept = model if kept is None else kept
     weights = folder / "model.safetensors"
-    advance = _nobody if advance is None else advance
     if is_finished(folder, digests):
         load_weights(kept, weights)
         advance(budget.epochs)
@@ -280,10 +280,6 @@ def fit(
         write_json(folder / "card.json", {**card, "chosen_epoch": chosen}, digests)
     fabric.barrier()
     load_weights(kept, weights)
-
-
-def _nobody(_: float) -> None:
-    """Nobody looks at the progress."""
 
 
 def _merit(scores: Mapping[str, float], criterion: str) -> tuple[float, float]:

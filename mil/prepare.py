@@ -57,6 +57,7 @@ __all__ = [
     "split",
     "split_table",
     "tile_reader",
+    "unseen",
 ]
 
 EMBEDDING = Path("cache", "embedding.npz")
@@ -68,10 +69,10 @@ Progress = Callable[[str, int], Advance]
 
 def bar(progress: Progress | None, name: str, total: int) -> Advance:
     """Begin a bar of ``total`` steps; without somebody to show it, nothing comes of it."""
-    return _unseen if progress is None else progress(name, total)
+    return unseen if progress is None else progress(name, total)
 
 
-def _unseen(_: float) -> None:
+def unseen(_: float) -> None:
     """Nobody looks."""
 
 
@@ -273,8 +274,8 @@ def split(run: Path, config: Config, amounts: pd.DataFrame | None = None) -> spl
         InputError: The request cannot be met; the message says what would meet it.
     """
     report = identify(run, config)
-    slides = slides_to_split(run, report)
     table, settings = read_tiles(run), config.split
+    slides = slides_to_split(table, report)
     digests = {
         "identity": tiles.identity_digest(table),
         "split": digest({**settings.model_dump(mode="json"), "inner": None}),
@@ -291,11 +292,11 @@ def split(run: Path, config: Config, amounts: pd.DataFrame | None = None) -> spl
     return result
 
 
-def slides_to_split(run: Path, identity: Mapping[str, Any]) -> pd.DataFrame:
+def slides_to_split(table: pd.DataFrame, identity: Mapping[str, Any]) -> pd.DataFrame:
     """The slides of an identified run, which can be dealt to parts.
 
     Args:
-        run: The run folder.
+        table: Its tile table.
         identity: What :func:`identify` found.
 
     Raises:
@@ -305,7 +306,7 @@ def slides_to_split(run: Path, identity: Mapping[str, Any]) -> pd.DataFrame:
     if identity["grade"] == "D":
         message = f"grade D, no slide-level split exists: {identity['reason']}"
         raise NegativeVerdictError(message)
-    slides = tiles.slides(read_tiles(run))
+    slides = tiles.slides(table)
     labels.require_classes(slides)
     return slides
 

@@ -27,6 +27,7 @@ from mil.encoders import TileEncoder
 from mil.encoders.augment import centre_view, random_view
 from mil.encoders.synchronised import synchronise
 from mil.pixels import Tiles
+from mil.prepare import Advance, unseen
 from mil.seeds import derive, generator, of_rows
 from splits.errors import InputError
 
@@ -72,7 +73,7 @@ def fit_encoder(
     card: dict[str, Any],
     digests: dict[str, str],
     after_epoch: Callable[[str], object],
-    advance: Callable[[float], object] | None = None,
+    advance: Advance = unseen,
 ) -> None:
     """Train ``encoder`` on the training slides of ``fold``; see :func:`mil.loop.fit`."""
     train = config.train

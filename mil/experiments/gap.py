@@ -167,7 +167,7 @@ def _prepare(out: Path, config: Config, say: Say, progress: prepare.Progress | N
     prepare.scan(out, config, progress)
     identity = identify_run(out, config, progress=progress)
     say(f"identity: grade {identity['grade']} ({identity['reason']})")
-    prepare.slides_to_split(out, identity)
+    prepare.slides_to_split(prepare.read_tiles(out), identity)
     tissue.amounts(out, config, progress)
 
 

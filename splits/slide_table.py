@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from splits.identity.table import read_cells
 from splits.ids import hygiene
 from splits.images import SUFFIXES
 
-__all__ = ["COLUMNS", "from_names", "read"]
+__all__ = ["COLUMNS", "column_key", "from_names", "read", "the_one"]
 
 COLUMNS: Final = ("slide_id", "patient_id", "site_id", "label", "n_tiles", "group_id")
 _WORDS: Final[dict[str, tuple[str, ...]]] = {
@@ -91,15 +91,8 @@ def _recognised(cells: pd.DataFrame, columns: Mapping[str, str], path: Path) -> 
     taken = set(found.values())
     for ours in (name for name in COLUMNS if name not in found):
         fitting = _named(cells, _WORDS[ours], taken)
-        exact = [name for name in fitting if _key(name) == _key(ours)]
-        if len(exact or fitting) > 1:
-            message = (
-                f"{path}: the columns {' and '.join(exact or fitting)} could all be {ours}: "
-                f"say which with --columns {ours}={fitting[0]}"
-            )
-            raise InputError(message)
-        if fitting:
-            found[ours] = (exact or fitting)[0]
+        if (one := the_one(fitting, ours, path)) is not None:
+            found[ours] = one
     if "slide_id" not in found:
         # STAMP and the archives list files of slides; files of images would be tiles.
         files = _named(cells, SYNONYMS["path"], taken)
@@ -109,15 +102,37 @@ def _recognised(cells: pd.DataFrame, columns: Mapping[str, str], path: Path) -> 
 
 
 def _named(cells: pd.DataFrame, words: Collection[str], taken: Collection[str]) -> list[str]:
-    keys = {_key(word) for word in words}
+    keys = {column_key(word) for word in words}
     return [
         name
         for name in cells.columns
-        if _key(name) in keys and name not in taken and (cells[name] != "").any()
+        if column_key(name) in keys and name not in taken and (cells[name] != "").any()
     ]
 
 
-def _key(name: str) -> str:
+def the_one(fitting: Sequence[str], ours: str, path: Path) -> str | None:
+    """The column that is meant: the one that is named like ours, or the only one that fits.
+
+    Args:
+        fitting: Columns of the file whose name or content fits.
+        ours: Our name.
+        path: The file, for the message.
+
+    Raises:
+        InputError: Several could be meant.
+    """
+    exact = [name for name in fitting if column_key(name) == column_key(ours)]
+    if len(exact or fitting) > 1:
+        message = (
+            f"{path}: the columns {' and '.join(exact or fitting)} could all be {ours}: "
+            f"say which with --columns {ours}={fitting[0]}"
+        )
+        raise InputError(message)
+    return next(iter(exact or fitting), None)
+
+
+def column_key(name: str) -> str:
+    """A name of a column without case, spaces and punctuation."""
     return re.sub(r"[\W_]", "", name.lower())
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from splits.errors import InputError, unknown
 from splits.identity.manifest import SYNONYMS
 from splits.images import SUFFIXES
+from splits.slide_table import column_key, the_one
 
 __all__ = ["FIELDS", "SCORE", "Shape", "is_number", "recognise"]
 
@@ -130,37 +131,27 @@ def is_number(column: pd.Series) -> pd.Series:
     return pd.Series(pd.to_numeric(plain, errors="coerce").notna() | named, index=column.index)
 
 
-def _key(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())
-
-
 def _field(cells: pd.DataFrame, ours: str, taken: set[str], path: Path) -> str | None:
-    words = {_key(word) for word in FIELDS[ours]}
-    if ours == "label" and any(_key(name) == "x" for name in cells.columns):
+    words = {column_key(word) for word in FIELDS[ours]}
+    if ours == "label" and any(column_key(name) == "x" for name in cells.columns):
         words -= {"y"}  # a coordinate
     found = [
         name
         for name in cells.columns
         # slideflow puts the outcome in front: `cohort-y_true`.
-        if (_key(name) in words or (ours == "label" and name.endswith("-y_true")))
+        if (column_key(name) in words or (ours == "label" and name.endswith("-y_true")))
         and name not in taken
         and (cells[name] != "").any()
     ]
-    exact = [name for name in found if _key(name) == _key(ours)]
-    if len(exact or found) > 1:
-        message = (
-            f"{path}: the columns {' and '.join(exact or found)} could all be {ours}: say which "
-            f"with --columns {ours}={found[0]}"
-        )
-        raise InputError(message)
-    best: str | None = next(iter(exact or found), None)
-    return best
+    return the_one(found, ours, path)
 
 
 def _files(cells: pd.DataFrame, fields: Mapping[str, str]) -> dict[str, str]:
     """Files of slides or features give the slides; files of images would be tiles."""
-    words = {_key(word) for word in SYNONYMS["path"]}
-    files = [name for name in cells.columns if _key(name) in words and name not in fields.values()]
+    words = {column_key(word) for word in SYNONYMS["path"]}
+    files = [
+        name for name in cells.columns if column_key(name) in words and name not in fields.values()
+    ]
     if files and not cells[files[0]].str.lower().str.endswith(SUFFIXES).any():
         return {"slide_id": files[0]}
     return {}
@@ -194,17 +185,22 @@ def _scores(
     several = [found for found in named if len(found) > 1]
     if several:
         return several[0]
-    keys = {_key(name) for name in classes}
-    as_classes = {name: name for name in free if _key(name) in keys}
+    keys = {column_key(name) for name in classes}
+    as_classes = {name: name for name in free if column_key(name) in keys}
     if len(as_classes) > 1:
         return as_classes
     if named:
         return named[0]
     # A column that is called a prediction and holds no class is a score.
-    words = {_key(word) for word in _ONE_SCORE}
-    single = [name for name in free if _key(name) in words]
+    words = {column_key(word) for word in _ONE_SCORE}
+    single = [name for name in free if column_key(name) in words]
     predicted, label = fields.get("predicted"), fields.get("label")
-    if not single and predicted is not None and predicted in numeric and _key(predicted) in words:
+    if (
+        not single
+        and predicted is not None
+        and predicted in numeric
+        and column_key(predicted) in words
+    ):
         holds_classes = label is not None and cells[predicted].isin(set(cells[label])).all()
         single = [] if holds_classes else [predicted]
     if len(single) > 1:
@@ -218,12 +214,12 @@ def _scores(
 
 def _named(free: Collection[str], label: str | None) -> Iterator[dict[str, str]]:
     own = [rf"{re.escape(label)}_(?P<name>.+)"] if label else []
-    predicted = {_key(word) for word in _PREDICTED}
+    predicted = {column_key(word) for word in _PREDICTED}
     for pattern in [*_SCORES, *own]:
         matches = {
             name: re.fullmatch(pattern, name, re.I | re.S)
             for name in free
-            if _key(name) not in predicted
+            if column_key(name) not in predicted
         }
         yield {match["name"]: name for name, match in matches.items() if match}
 

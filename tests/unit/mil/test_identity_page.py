@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +21,17 @@ from splits.artifacts import write_json, write_table
 from splits.content.links import inverse, turned, vector_turned
 from splits.errors import InputError
 from splits.images import UnreadableTileError
+from tests import report_run
 
 SIDE = 48
 HOSTILE = "</style><script>alert(1)</script>{{ 7 * 7 }}<img src=x onerror=alert(1)>\"'&amp;"
-VOID = {"meta", "link", "img", "br", "hr", "input"}
 Read = Callable[[str], np.ndarray]
 
 
-class Page(HTMLParser):
+class Page(report_run.Page):
     def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.unbalanced: list[str] = []
-        self.text = ""
-        self.style = ""
         self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {key: value or "" for key, value in attrs}))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.unbalanced.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "style":
-            self.style += data
-        else:
-            self.text += data
+        super().__init__(path)
 
     @property
     def words(self) -> str:
